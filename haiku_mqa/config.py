@@ -1,0 +1,472 @@
+"""What a decoder *is*: one frozen, validated description, free of any array."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, cast, get_args
+
+from haiku_mqa.errors import unknown_name
+
+PositionEmbedding = Literal["none", "learned", "rotary", "alibi"]
+Norm = Literal["layer", "rms", "rms_one_plus"]
+NormPlacement = Literal["before", "after", "both", "residual"]
+BlockLayout = Literal["sequential", "parallel", "parallel_one_norm"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Rotary positions divided by a factor (position interpolation).
+
+    Follows Chen et al. 2023, *Extending Context Window of Large Language Models
+    via Positional Interpolation*.
+
+    Attributes:
+      factor: How many times longer the context is than the trained one, >= 1.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _require_at_least("rope_scaling.factor", self.factor, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Rotary scaling by wavelength, as the Llama 3.1 models use it.
+
+    Follows Grattafiori et al. 2024, *The Llama 3 Herd of Models*.
+
+    Attributes:
+      factor: Divisor of the frequencies whose wavelength is long, >= 1.
+      low_freq_factor: Wavelengths above ``original_max_length / low_freq_factor``
+        tokens are scaled whole.
+      high_freq_factor: Wavelengths below ``original_max_length /
+        high_freq_factor`` tokens are left as they are.
+      original_max_length: Context of the first training, in tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_length: int
+
+    def __post_init__(self) -> None:
+        _require_at_least("rope_scaling.factor", self.factor, 1.0)
+        _require_positive_int(
+            "rope_scaling.original_max_length", self.original_max_length
+        )
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                "rope_scaling.low_freq_factor must be positive and below "
+                f"high_freq_factor = {self.high_freq_factor}, "
+                f"got {self.low_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """Rotary scaling that interpolates by frequency and sharpens attention.
+
+    Follows Peng et al. 2023, *YaRN: Efficient Context Window Extension of Large
+    Language Models*.
+
+    Attributes:
+      factor: How many times longer the context is than the trained one, >= 1.
+      original_max_length: Context of the first training, in tokens.
+      beta_fast: Rotations over the trained context above which a frequency is kept.
+      beta_slow: Rotations below which a frequency is interpolated whole.
+      attention_factor: Multiplies the rotated vectors; ``None`` takes the paper's
+        ``0.1 * ln(factor) + 1``.
+    """
+
+    factor: float
+    original_max_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_at_least("rope_scaling.factor", self.factor, 1.0)
+        _require_positive_int(
+            "rope_scaling.original_max_length", self.original_max_length
+        )
+        if not 0 < self.beta_slow < self.beta_fast:
+            raise ValueError(
+                "rope_scaling.beta_slow must be positive and below beta_fast = "
+                f"{self.beta_fast}, got {self.beta_slow}"
+            )
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+_SCALINGS = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A decoder-only transformer, described.
+
+    The defaults are the usual modern decoder (rotary positions, RMS norm before
+    each part, gated SiLU, no biases, tied embeddings) with one key/value head.
+
+    Attributes:
+      vocab_size: V, how many tokens there are.
+      num_layers: L, how many blocks are stacked.
+      num_heads: N, query heads.
+      d_model: D, the width of the residual stream.
+      d_ff: F, the width between the two layers of the feed-forward.
+      num_kv_heads: K, key/value heads; divides ``num_heads``. 1 is multi-query
+        (Shazeer 2019), ``num_heads`` is multi-head, between is grouped-query
+        (Ainslie et al. 2023).
+      key_size: H, the size of one query or key head; ``d_model // num_heads`` if
+        left out.
+      value_size: The size of one value head; ``key_size`` if left out.
+      max_length: Longest sequence the decoder is made for, in tokens. Bounds the
+        table of learned positions, and what generation accepts.
+      query_bias: Whether the query projection has a bias.
+      key_bias: Whether the key projection has a bias.
+      value_bias: Whether the value projection has a bias.
+      output_bias: Whether attention's output projection has a bias.
+      qk_norm: Whether each query and key head is normalised (with ``norm``'s kind)
+        before rotary positions (Henry et al. 2020).
+      attn_logit_softcap: Caps attention logits c * tanh(x / c); ``None`` is off
+        (Gemma 2).
+      attn_scale: Factor on attention logits; ``key_size ** -0.5`` if ``None``.
+      sliding_window: How many tokens back, itself included, a token may attend;
+        ``None`` is no limit. A tuple gives one value for each layer.
+      position_embedding: ``"none"``, ``"learned"`` (a table added to the
+        embeddings), ``"rotary"`` (Su et al. 2021) or ``"alibi"`` (Press et al.
+        2021).
+      rope_theta: Base of the rotary wavelengths.
+      rope_fraction: Leading part of each head that is rotated, in (0, 1]; the
+        rotated size must come out even.
+      rope_scaling: How rotary positions are stretched past the trained context.
+      norm: ``"layer"`` (Ba et al. 2016), ``"rms"`` (Zhang & Sennrich 2019), or
+        ``"rms_one_plus"``, whose scale is stored as its distance from one (Gemma).
+      norm_eps: Added to the variance before its root.
+      norm_bias: Whether layer norm has an offset. RMS norms have none.
+      norm_placement: ``"before"`` each part, x + f(norm(x)); ``"after"``,
+        x + norm(f(x)); ``"both"``, x + norm(f(norm(x))); or ``"residual"``, the
+        first transformer's norm(x + f(x)) (Vaswani et al. 2017).
+      final_norm: Whether the last block is followed by a norm.
+      block_layout: ``"sequential"``, attention then feed-forward; ``"parallel"``,
+        both read the block's input, each through its own norm; or
+        ``"parallel_one_norm"``, both through one norm (Wang & Komatsuzaki 2021).
+      activation: ``"relu"``, ``"gelu"`` (exact), ``"gelu_tanh"`` or ``"silu"``.
+      gated: Whether the feed-forward is gated, f(gate(x)) * up(x) (Shazeer 2020).
+      ff_bias: Whether the feed-forward's projections have biases.
+      tie_embeddings: Whether the output matrix is the embedding's.
+      embedding_scale: Factor on token embeddings; ``None`` is one.
+      final_logit_softcap: Caps the logits c * tanh(x / c); ``None`` is off.
+      embedding_dropout: Dropped share of the embeddings while training, in [0, 1).
+      attention_dropout: Dropped share of attention weights while training.
+      residual_dropout: Dropped share of each part's output while training.
+      param_dtype: What parameters are stored in.
+      dtype: What is computed in. Softmax, norms and logits are always float32.
+
+    Raises:
+      ValueError: A field is out of what is allowed; the message names it, its
+        value, and what is.
+
+    Example:
+      >>> config = DecoderConfig(
+      ...     vocab_size=256, num_layers=2, num_heads=8, d_model=64, d_ff=256)
+      >>> config.num_kv_heads, config.key_size, config.queries_per_kv_head
+      (1, 8, 8)
+      >>> DecoderConfig.from_dict(config.to_dict()) == config
+      True
+      >>> dataclasses.replace(config, num_kv_heads=3)
+      Traceback (most recent call last):
+      ValueError: num_kv_heads must divide num_heads = 8, got 3; allowed: 1, 2, 4, 8
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    d_model: int
+    d_ff: int
+    num_kv_heads: int = 1
+    key_size: int = cast(int, None)
+    value_size: int = cast(int, None)
+    max_length: int = 2048
+
+    query_bias: bool = False
+    key_bias: bool = False
+    value_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    attn_logit_softcap: float | None = None
+    attn_scale: float | None = None
+    sliding_window: int | tuple[int | None, ...] | None = None
+
+    position_embedding: PositionEmbedding = "rotary"
+    rope_theta: float = 10_000.0
+    rope_fraction: float = 1.0
+    rope_scaling: RopeScaling | None = None
+
+    norm: Norm = "rms"
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+    norm_placement: NormPlacement = "before"
+    final_norm: bool = True
+    block_layout: BlockLayout = "sequential"
+
+    activation: Activation = "silu"
+    gated: bool = True
+    ff_bias: bool = False
+
+    tie_embeddings: bool = True
+    embedding_scale: float | None = None
+    final_logit_softcap: float | None = None
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
+
+    param_dtype: DType = "float32"
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            _require_positive_int(name, getattr(self, name))
+        self._resolve_head_sizes()
+        self._check_heads()
+        self._check_choices()
+        self._check_numbers()
+        self._check_sliding_window()
+        self._check_rotary()
+        self._check_block()
+
+    # --- What follows from the fields ------------------------------------------
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        """G, how many query heads share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """How many leading numbers of each head are rotated."""
+        return round(self.key_size * self.rope_fraction)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer, in tokens; ``None`` is no limit."""
+        if isinstance(self.sliding_window, tuple):
+            return self.sliding_window
+        return (self.sliding_window,) * self.num_layers
+
+    # --- To and from plain data ------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain data that JSON can hold."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.rope_scaling is not None:
+            kind = _scaling_kind(self.rope_scaling)
+            data["rope_scaling"] = {
+                "kind": kind,
+                **dataclasses.asdict(self.rope_scaling),
+            }
+        if isinstance(self.sliding_window, tuple):
+            data["sliding_window"] = list(self.sliding_window)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DecoderConfig:
+        """Returns the config that ``to_dict`` wrote.
+
+        Args:
+          data: Field names to plain values.
+
+        Returns:
+          The config.
+
+        Raises:
+          ValueError: A name is no field (with the nearest that is), a field
+            without a default is missing, or a value is not allowed.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = dict(data)
+        for name in values:
+            if name not in fields:
+                raise unknown_name("DecoderConfig field", name, fields)
+        missing = [
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and name not in values
+        ]
+        if missing:
+            raise ValueError(f"DecoderConfig fields are missing: {', '.join(missing)}")
+        if isinstance(values.get("sliding_window"), list):
+            values["sliding_window"] = tuple(values["sliding_window"])
+        if isinstance(values.get("rope_scaling"), Mapping):
+            values["rope_scaling"] = _scaling_from_dict(values["rope_scaling"])
+        return cls(**values)
+
+    # --- Validation ------------------------------------------------------------
+
+    def _resolve_head_sizes(self) -> None:
+        # Python, not chex, checks a config: chex can be switched off.
+        if self.key_size is None:
+            if self.d_model % self.num_heads:
+                raise ValueError(
+                    f"key_size must be given where num_heads = {self.num_heads} does "
+                    f"not divide d_model = {self.d_model}"
+                )
+            object.__setattr__(self, "key_size", self.d_model // self.num_heads)
+        if self.value_size is None:
+            object.__setattr__(self, "value_size", self.key_size)
+        _require_positive_int("key_size", self.key_size)
+        _require_positive_int("value_size", self.value_size)
+
+    def _check_heads(self) -> None:
+        check_kv_heads(self.num_heads, self.num_kv_heads)
+
+    def _check_choices(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                raise unknown_name(name, str(value), get_args(choices))
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"{name} must be True or False, got {getattr(self, name)!r}"
+                )
+
+    def _check_numbers(self) -> None:
+        for name in _POSITIVE:
+            _require_positive(name, getattr(self, name))
+        for name in _POSITIVE_OR_NONE:
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        for name in _DROPOUTS:
+            rate = getattr(self, name)
+            if not _is_number(rate) or not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
+
+    def _check_sliding_window(self) -> None:
+        if len(self.windows) != self.num_layers:
+            raise ValueError(
+                f"sliding_window must have one entry for each of num_layers = "
+                f"{self.num_layers} layers, got {len(self.windows)}"
+            )
+        for window in set(self.windows) - {None}:
+            _require_positive_int("sliding_window", window)
+
+    def _check_rotary(self) -> None:
+        if self.rope_scaling is not None and not isinstance(
+            self.rope_scaling, tuple(_SCALINGS.values())
+        ):
+            raise ValueError(
+                "rope_scaling must be a LinearScaling, Llama3Scaling or YarnScaling, "
+                f"got {self.rope_scaling!r}"
+            )
+        if self.position_embedding != "rotary":
+            return
+        if self.rope_fraction > 1:
+            raise ValueError(
+                f"rope_fraction must be in (0, 1], got {self.rope_fraction}"
+            )
+        if self.rotary_size < 2 or self.rotary_size % 2:
+            raise ValueError(
+                f"rope_fraction = {self.rope_fraction} of key_size = {self.key_size} "
+                f"must rotate an even number of sizes >= 2, got {self.rotary_size}"
+            )
+
+    def _check_block(self) -> None:
+        if self.block_layout != "sequential" and self.norm_placement == "residual":
+            raise ValueError(
+                "norm_placement = 'residual' normalises the sum after each part in "
+                f"turn, so block_layout must be 'sequential', got {self.block_layout!r}"
+            )
+
+
+_SIZES = (
+    "vocab_size",
+    "num_layers",
+    "num_heads",
+    "d_model",
+    "d_ff",
+    "num_kv_heads",
+    "max_length",
+)
+_FLAGS = (
+    "query_bias",
+    "key_bias",
+    "value_bias",
+    "output_bias",
+    "qk_norm",
+    "norm_bias",
+    "final_norm",
+    "gated",
+    "ff_bias",
+    "tie_embeddings",
+)
+_CHOICES = {
+    "position_embedding": PositionEmbedding,
+    "norm": Norm,
+    "norm_placement": NormPlacement,
+    "block_layout": BlockLayout,
+    "activation": Activation,
+    "param_dtype": DType,
+    "dtype": DType,
+}
+_POSITIVE = ("rope_theta", "rope_fraction", "norm_eps")
+_POSITIVE_OR_NONE = (
+    "attn_logit_softcap",
+    "attn_scale",
+    "embedding_scale",
+    "final_logit_softcap",
+)
+_DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
+
+
+def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Raises ``ValueError`` where query heads cannot share key/value heads evenly.
+
+    Args:
+      num_heads: N, query heads.
+      num_kv_heads: K, key/value heads; must divide N.
+    """
+    if num_heads % num_kv_heads:
+        divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+        raise ValueError(
+            f"num_kv_heads must divide num_heads = {num_heads}, got {num_kv_heads}; "
+            f"allowed: {', '.join(map(str, divisors))}"
+        )
+
+
+def _scaling_kind(scaling: RopeScaling) -> str:
+    return next(kind for kind, cls in _SCALINGS.items() if type(scaling) is cls)
+
+
+def _scaling_from_dict(data: Mapping[str, Any]) -> RopeScaling:
+    values = dict(data)
+    kind = values.pop("kind", None)
+    if kind not in _SCALINGS:
+        raise unknown_name("rope_scaling.kind", str(kind), _SCALINGS)
+    fields = {f.name for f in dataclasses.fields(_SCALINGS[kind])}
+    for name in values:
+        if name not in fields:
+            raise unknown_name(f"rope_scaling field of kind {kind!r}", name, fields)
+    return _SCALINGS[kind](**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require_positive_int(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def _require_positive(name: str, value: object) -> None:
+    if not _is_number(value) or not 0 < cast(float, value) < float("inf"):
+        raise ValueError(f"{name} must be a number > 0, got {value!r}")
+
+
+def _require_at_least(name: str, value: object, least: float) -> None:
+    if not _is_number(value) or not least <= cast(float, value) < float("inf"):
+        raise ValueError(f"{name} must be a number >= {least:g}, got {value!r}")

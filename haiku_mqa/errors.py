@@ -1,0 +1,42 @@
+"""How a mistake is told: the field, the value, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FormatError(ValueError):
+    """A file that is damaged, truncated, or not of the format it claims."""
+
+
+class FetchError(RuntimeError):
+    """Weights that could not be brought to this machine."""
+
+
+class PluginError(RuntimeError):
+    """A plugin of a model zoo that could not be used; names its distribution."""
+
+
+def unknown_name(field: str, value: str, allowed: Iterable[str]) -> ValueError:
+    """Returns the error for a name that is not among those allowed.
+
+    Args:
+      field: What was being named, as the user knows it.
+      value: The unknown name.
+      allowed: Every name that would have been right.
+
+    Returns:
+      A ``ValueError`` that names the nearest allowed name, where one is near.
+
+    Example:
+      >>> print(unknown_name("model", "smolm2", ["smollm2-135m", "mqa-decoder"]))
+      unknown model 'smolm2': did you mean 'smollm2-135m'? Allowed: mqa-decoder, \
+smollm2-135m
+    """
+    names = sorted(allowed)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(
+        f"unknown {field} {value!r}: {hint}Allowed: {', '.join(names) or '(none)'}"
+    )
