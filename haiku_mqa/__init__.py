@@ -1,0 +1,116 @@
+"""Decoder-only transformers with multi-query attention for Haiku.
+
+Names are imported when they are first used: what a zoo has, ``--help`` and
+``--version`` need no JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from haiku_mqa import generation, testing, zoo
+    from haiku_mqa.cache import KVCache, LayerCache
+    from haiku_mqa.config import (
+        DecoderConfig,
+        LinearScaling,
+        Llama3Scaling,
+        YarnScaling,
+    )
+    from haiku_mqa.errors import FetchError, FormatError, PluginError
+    from haiku_mqa.generation import GenerationResult, Sampling, generate, stream
+    from haiku_mqa.model import Model, build
+    from haiku_mqa.modules import (
+        DecoderLM,
+        DecoderOutput,
+        FeedForward,
+        MultiQueryAttention,
+        TransformerDecoder,
+        TransformerDecoderBlock,
+        feed_forward,
+        transformer_decoder,
+        transformer_decoder_block,
+    )
+    from haiku_mqa.ops import causal_mask, multi_query_attention
+    from haiku_mqa.zoo.loading import LoadedModel, load_pretrained
+
+_HOME = {
+    "DecoderConfig": "config",
+    "LinearScaling": "config",
+    "Llama3Scaling": "config",
+    "YarnScaling": "config",
+    "FetchError": "errors",
+    "FormatError": "errors",
+    "PluginError": "errors",
+    "causal_mask": "ops",
+    "multi_query_attention": "ops",
+    "KVCache": "cache",
+    "LayerCache": "cache",
+    "DecoderLM": "modules",
+    "DecoderOutput": "modules",
+    "FeedForward": "modules",
+    "MultiQueryAttention": "modules",
+    "TransformerDecoder": "modules",
+    "TransformerDecoderBlock": "modules",
+    "feed_forward": "modules",
+    "transformer_decoder": "modules",
+    "transformer_decoder_block": "modules",
+    "Model": "model",
+    "build": "model",
+    "GenerationResult": "generation",
+    "Sampling": "generation",
+    "generate": "generation",
+    "stream": "generation",
+    "LoadedModel": "zoo.loading",
+    "load_pretrained": "zoo.loading",
+}
+_ROOMS = ("generation", "testing", "zoo")
+
+__all__ = [
+    "DecoderConfig",
+    "DecoderLM",
+    "DecoderOutput",
+    "FeedForward",
+    "FetchError",
+    "FormatError",
+    "GenerationResult",
+    "KVCache",
+    "LayerCache",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LoadedModel",
+    "Model",
+    "MultiQueryAttention",
+    "PluginError",
+    "Sampling",
+    "TransformerDecoder",
+    "TransformerDecoderBlock",
+    "YarnScaling",
+    "build",
+    "causal_mask",
+    "feed_forward",
+    "generate",
+    "generation",
+    "load_pretrained",
+    "multi_query_attention",
+    "stream",
+    "testing",
+    "transformer_decoder",
+    "transformer_decoder_block",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("haiku-mqa")
+    if name in _ROOMS:
+        return importlib.import_module(f"haiku_mqa.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"haiku_mqa.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'haiku_mqa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,227 @@
+"""What a model refuses at its door, and how it says so.
+
+JAX clamps, wraps, broadcasts or ignores most of this in silence. Shapes and dtypes are
+checked always, also while tracing; values only where they can be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haiku_mqa.cache import KVCache
+from haiku_mqa.config import DecoderConfig
+
+Shapes = Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+
+
+def check_params(params: Mapping[str, Mapping[str, Any]], expected: Shapes) -> None:
+    """Raises ``ValueError`` listing all that is missing, extra or misshapen.
+
+    Args:
+      params: Module path to parameter name to array.
+      expected: The same of shapes.
+
+    Raises:
+      ValueError: The trees differ, or a parameter is not floating point.
+    """
+    given = _leaves(params)
+    wanted = _leaves(expected)
+    faults = [f"missing {path}" for path in wanted if path not in given]
+    faults += [f"extra {path}" for path in given if path not in wanted]
+    for path, leaf in given.items():
+        if path not in wanted:
+            continue
+        if tuple(leaf.shape) != tuple(wanted[path].shape):
+            faults.append(
+                f"{path} has shape {list(leaf.shape)}, "
+                f"expected {list(wanted[path].shape)}"
+            )
+        elif not jnp.issubdtype(leaf.dtype, jnp.floating):
+            faults.append(f"{path} has dtype {leaf.dtype}, expected floating point")
+    if faults:
+        shown = "; ".join(faults[:8])
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise ValueError(f"params do not fit the model: {shown}{more}")
+
+
+def check_finite(params: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ``ValueError`` naming parameters that hold NaN or infinity.
+
+    Args:
+      params: Module path to parameter name to array, of which values can be seen.
+
+    Raises:
+      ValueError: A parameter is not finite throughout.
+
+    Example:
+      >>> check_finite({"linear": {"w": jnp.array([1.0, jnp.nan])}})
+      Traceback (most recent call last):
+      ValueError: params must be finite; NaN or infinity in: linear/w
+    """
+    bad = [
+        path
+        for path, leaf in _leaves(params).items()
+        if not bool(jnp.isfinite(jnp.asarray(leaf)).all())
+    ]
+    if bad:
+        raise ValueError(
+            f"params must be finite; NaN or infinity in: {', '.join(bad[:8])}"
+        )
+
+
+def check_call(
+    config: DecoderConfig,
+    tokens: Any,
+    *,
+    positions: Any,
+    segment_ids: Any,
+    mask: Any,
+    cache: KVCache | None,
+    has_rng: bool,
+    is_training: bool,
+) -> None:
+    """Raises ``ValueError`` for arguments of a call that do not fit the model.
+
+    Args:
+      config: What the decoder is.
+      tokens: As ``Model.apply``; likewise the rest.
+      positions: See there.
+      segment_ids: See there.
+      mask: See there.
+      cache: See there.
+      has_rng: Whether an rng was given.
+      is_training: See there.
+
+    Raises:
+      ValueError: The message names the argument, its value, and what is allowed.
+    """
+    check_tokens("tokens", tokens, config.vocab_size)
+    for name, ids in (("positions", positions), ("segment_ids", segment_ids)):
+        if ids is not None:
+            _check_integers(name, ids)
+            _check_shape(name, ids, tuple(tokens.shape))
+    if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
+        raise ValueError(
+            "mask must be boolean (True means may attend), "
+            f"got dtype {jnp.asarray(mask).dtype}"
+        )
+    if cache is not None:
+        _check_cache(config, tokens, mask, cache)
+    if config.position_embedding == "learned":
+        _check_learned_positions(config, tokens, positions, cache)
+    rates = (
+        config.embedding_dropout,
+        config.attention_dropout,
+        config.residual_dropout,
+    )
+    if is_training and any(rates) and not has_rng:
+        raise ValueError("rng must be given where is_training=True and dropout > 0")
+
+
+def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
+    """Raises ``ValueError`` where token ids are not whole, ``[B, T]`` and in range.
+
+    Args:
+      name: What to call them.
+      tokens: Array.
+      vocab_size: V.
+
+    Raises:
+      ValueError: Names the first id that is out of range, and where it stands.
+
+    Example:
+      >>> check_tokens("tokens", np.array([[5, 300]]), vocab_size=256)
+      Traceback (most recent call last):
+      ValueError: tokens must be from 0 to 255 (vocab_size = 256), got 300 at [0, 1]
+    """
+    _check_integers(name, tokens)
+    if len(tokens.shape) != 2 or 0 in tokens.shape:
+        raise ValueError(
+            f"{name} must be [B, T] with at least one row and one token, "
+            f"got shape {list(tokens.shape)}"
+        )
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    # NumPy, so that an int64 id of 2**32 + 1 is seen before JAX makes it 1.
+    ids = np.asarray(tokens)
+    bad = np.argwhere((ids < 0) | (ids >= vocab_size))
+    if len(bad):
+        raise ValueError(
+            f"{name} must be from 0 to {vocab_size - 1} (vocab_size = {vocab_size}), "
+            f"got {ids[tuple(bad[0])]} at {bad[0].tolist()}"
+        )
+
+
+def _check_integers(name: str, ids: Any) -> None:
+    if not hasattr(ids, "dtype") or not jnp.issubdtype(ids.dtype, jnp.integer):
+        kind = getattr(ids, "dtype", type(ids).__name__)
+        raise ValueError(f"{name} must be an array of whole numbers, got {kind}")
+
+
+def _check_shape(name: str, ids: Any, shape: tuple[int, ...]) -> None:
+    if tuple(ids.shape) != shape:
+        raise ValueError(
+            f"{name} must have the shape of tokens, {list(shape)}, "
+            f"got {list(ids.shape)}"
+        )
+
+
+def _check_cache(config: DecoderConfig, tokens: Any, mask: Any, cache: KVCache) -> None:
+    batch, length = tokens.shape
+    if cache.batch_size != batch:
+        raise ValueError(
+            f"cache must have one row for each row of tokens, {batch}, "
+            f"got {cache.batch_size}"
+        )
+    heads = (config.num_kv_heads, config.key_size)
+    if len(cache.layers) != config.num_layers or any(
+        layer.keys.shape[2:] != heads for layer in cache.layers
+    ):
+        first = cache.layers[0].keys.shape[2:] if cache.layers else ()
+        raise ValueError(
+            f"cache must have {config.num_layers} layers of heads [K, H] = "
+            f"{list(heads)}, got {len(cache.layers)} of {list(first)}"
+        )
+    if isinstance(cache.lengths, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    padding = mask is not None and len(mask.shape) == 2
+    new = np.asarray(mask).sum(axis=1) if padding else np.full(batch, length)
+    need = np.asarray(cache.lengths) + new
+    if (need > cache.capacity).any():
+        row = int(need.argmax())
+        raise ValueError(
+            f"cache has room for {cache.capacity} tokens, and row {row} needs "
+            f"{need[row]}: {int(cache.lengths[row])} stored and {new[row]} new"
+        )
+
+
+def _check_learned_positions(
+    config: DecoderConfig, tokens: Any, positions: Any, cache: KVCache | None
+) -> None:
+    last = tokens.shape[1] - 1
+    if positions is not None:
+        if isinstance(positions, jax.core.Tracer):
+            return
+        last = int(np.asarray(positions).max())
+    elif cache is not None:
+        if isinstance(cache.lengths, jax.core.Tracer):
+            return
+        last += int(np.asarray(cache.lengths).max())
+    if last >= config.max_length:
+        raise ValueError(
+            f"positions must be below max_length = {config.max_length}, the size of "
+            f"the learned table, got {last}"
+        )
+
+
+def _leaves(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        f"{module}/{name}": leaf
+        for module, leaves in tree.items()
+        for name, leaf in leaves.items()
+    }

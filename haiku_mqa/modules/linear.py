@@ -1,0 +1,54 @@
+"""A linear layer whose parameters keep a dtype of their own."""
+
+from __future__ import annotations
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+
+class Linear(hk.Module):
+    """``hk.Linear`` with parameters stored in one dtype and used in another.
+
+    Parameters are ``w`` ``[in, out]`` and ``b`` ``[out]``, as ``hk.Linear``'s.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        *,
+        with_bias: bool = True,
+        w_init: hk.initializers.Initializer | None = None,
+        b_init: hk.initializers.Initializer | None = None,
+        param_dtype: jax.typing.DTypeLike | None = None,
+        name: str | None = None,
+    ):
+        """Describes the layer.
+
+        Args:
+          output_size: Size of the last axis of the result.
+          with_bias: Whether ``b`` is added.
+          w_init: Initializer of ``w``; truncated normal of ``in ** -0.5`` if ``None``.
+          b_init: Initializer of ``b``; zeros if ``None``.
+          param_dtype: What parameters are stored in; the input's dtype if ``None``.
+          name: Of the module.
+        """
+        super().__init__(name=name)
+        self.output_size = output_size
+        self.with_bias = with_bias
+        self.w_init = w_init
+        self.b_init = b_init or jnp.zeros
+        self.param_dtype = param_dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns ``x @ w + b``, ``[..., in]`` to ``[..., out]``, in x's dtype."""
+        dtype = self.param_dtype or x.dtype
+        input_size = x.shape[-1]
+        w_init = self.w_init or hk.initializers.TruncatedNormal(input_size**-0.5)
+        shape = (input_size, self.output_size)
+        w = hk.get_parameter("w", shape, dtype, init=w_init)
+        y = jnp.dot(x, w.astype(x.dtype))
+        if self.with_bias:
+            b = hk.get_parameter("b", (self.output_size,), dtype, init=self.b_init)
+            y = y + b.astype(x.dtype)
+        return y

@@ -1,0 +1,184 @@
+"""Multi-query attention: many query heads over few key/value heads."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, overload
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haiku_mqa.config import check_kv_heads
+from haiku_mqa.ops.masks import broadcast_mask
+
+# Far below any logit, and finite: the difference of two of them is zero, where
+# that of two infinities would be NaN. Logits are float32 whatever the inputs are.
+_MASKED = -0.7 * float(np.finfo(np.float32).max)
+
+
+@overload
+def multi_query_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    return_weights: Literal[False] = False,
+) -> jax.Array: ...
+
+
+@overload
+def multi_query_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    return_weights: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def multi_query_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+    return_weights: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Attends with N query heads to K shared key/value heads.
+
+    One key/value head is multi-query attention (Shazeer 2019, *Fast Transformer
+    Decoding: One Write-Head is All You Need*), K = N is multi-head, and between
+    them is grouped-query (Ainslie et al. 2023): query head n reads key/value head
+    ``n // (N // K)``. No head is ever copied: the queries of a group are rows of one
+    product with the head they share. Logits and softmax are float32. A query that
+    may attend to nothing gets zeros, and passes no gradient.
+
+    Args:
+      query: ``[B, T, N, H]``.
+      key: ``[B, S, K, H]``, of the query's dtype.
+      value: ``[B, S, K, v]``.
+      mask: bool ``[T, S]``, ``[B, T, S]`` or ``[B, N, T, S]`` (B, N and T may be
+        1), True where a query may attend; ``None`` lets all attend to all.
+      scale: Factor on the logits; ``H ** -0.5`` if ``None``.
+      bias: float32, added to the scaled logits; broadcasts to ``[B, N, T, S]``.
+      softcap: Caps the scaled logits, c * tanh(x / c) (Gemma 2).
+      dropout_rate: Share of the attention weights that is dropped.
+      dropout_rng: PRNG key, needed where ``dropout_rate`` is above zero.
+      return_weights: Whether the weights that were used are returned too.
+
+    Returns:
+      ``[B, T, N, v]`` in the value's dtype; with ``return_weights`` also the
+      weights, float32 ``[B, N, T, S]``, each row summing to one (or to zero).
+
+    Raises:
+      ValueError: K does not divide N, the mask is not boolean, or its shape fits
+        neither axis order.
+      AssertionError: Shapes or dtypes of the arrays do not agree.
+
+    Example:
+      >>> q, k = jnp.ones((1, 3, 8, 16)), jnp.ones((1, 3, 1, 16))
+      >>> v = jnp.arange(3.0).reshape(1, 3, 1, 1)
+      >>> mask = jnp.tril(jnp.ones((3, 3), bool))
+      >>> multi_query_attention(q, k, v, mask)[0, :, 0, 0]  # the mean of the past
+      Array([0. , 0.5, 1. ], dtype=float32)
+    """
+    chex.assert_rank([query, key, value], 4)
+    chex.assert_equal_shape_prefix([key, value], 3)
+    chex.assert_equal([query.shape[0], query.shape[3]], [key.shape[0], key.shape[3]])
+    batch, queries, heads, size = query.shape
+    keys, kv_heads = key.shape[1:3]
+    check_kv_heads(heads, kv_heads)
+    group = heads // kv_heads
+
+    grouped = query.reshape(batch, queries, kv_heads, group, size)
+    logits = jnp.einsum(  # [B, K, G, T, S]
+        "btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32
+    )
+    logits = logits.reshape(batch, heads, queries, keys)  # [B, N, T, S]
+    logits = logits * (1 / math.sqrt(size) if scale is None else scale)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        mask = broadcast_mask(mask, batch, heads, queries, keys)
+    exps, total = _exponentials(logits, mask)
+    if dropout_rate > 0:
+        exps = _dropout(exps, dropout_rate, dropout_rng)
+
+    # Dividing after the product with the values is T * v divisions, not T * S.
+    summed = jnp.einsum(  # [B, T, K, G, v]
+        "bkgts,bskv->btkgv",
+        exps.reshape(batch, kv_heads, group, queries, keys).astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    ).reshape(batch, queries, heads, -1)
+    output = (summed / total.swapaxes(1, 2)).astype(value.dtype)
+    return (output, exps / total) if return_weights else output
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """Returns how steeply each head forgets with distance.
+
+    Follows Press et al. 2021, *Train Short, Test Long*: a geometric sequence for a
+    power of two; for other counts that of the power below, then every other one of
+    the power above.
+
+    Args:
+      num_heads: N.
+
+    Returns:
+      float32 ``[N]``, positive: head n adds ``-slope[n]`` per token of distance.
+
+    Example:
+      >>> alibi_slopes(4).tolist()
+      [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+
+    def geometric(count: int) -> list[float]:
+        return [2 ** (-8 * (n + 1) / count) for n in range(count)]
+
+    extra = geometric(2 * power)[0::2][: num_heads - power]
+    return np.array(geometric(power) + extra, dtype=np.float32)
+
+
+def _exponentials(
+    logits: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the softmax's numerators [B, N, T, S] and their sums [B, N, T, 1]."""
+    if mask is not None:
+        logits = jnp.where(mask, logits, _MASKED)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    exps = jnp.exp(logits - largest)
+    if mask is not None:
+        # Where all is masked every difference is zero and its exponential one.
+        exps = jnp.where(mask, exps, 0.0)
+    total = exps.sum(axis=-1, keepdims=True)
+    return exps, jnp.where(total == 0, 1.0, total)
+
+
+def _dropout(exps: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+    if rng is None:
+        raise ValueError(f"dropout_rng must be given where dropout_rate = {rate}")
+    kept = jax.random.bernoulli(rng, 1 - rate, exps.shape)
+    return jnp.where(kept, exps / (1 - rate), 0.0)
