@@ -23,9 +23,7 @@ class LayerCache:
     keys: jax.Array
     values: jax.Array
 
-    def write(
-        self, slots: jax.Array, keys: jax.Array, values: jax.Array
-    ) -> LayerCache:
+    def write(self, slots: jax.Array, keys: jax.Array, values: jax.Array) -> LayerCache:
         """Returns the cache with new tokens in their slots.
 
         Args:
@@ -85,7 +83,7 @@ class KVCache:
 
     @property
     def overflowed(self) -> jax.Array:
-        """bool ``[B]``: which rows were given more tokens than they have room for."""
+        """Bool ``[B]``: which rows were given more tokens than they have room for."""
         return self.lengths > self.capacity
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from haiku_mqa.cache import KVCache
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.modules.context import make_context
 
 Shapes = Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
 
@@ -82,6 +84,7 @@ def check_call(
     segment_ids: Any,
     mask: Any,
     cache: KVCache | None,
+    logits_at: Any,
     has_rng: bool,
     is_training: bool,
 ) -> None:
@@ -94,6 +97,7 @@ def check_call(
       segment_ids: See there.
       mask: See there.
       cache: See there.
+      logits_at: See there.
       has_rng: Whether an rng was given.
       is_training: See there.
 
@@ -105,6 +109,9 @@ def check_call(
         if ids is not None:
             _check_integers(name, ids)
             _check_shape(name, ids, tuple(tokens.shape))
+            _check_range(name, ids, -(2**31), 2**31 - 1)
+    if logits_at is not None:
+        _check_logits_at(logits_at, *tokens.shape)
     if mask is not None and jnp.asarray(mask).dtype != jnp.bool_:
         raise ValueError(
             "mask must be boolean (True means may attend), "
@@ -113,7 +120,7 @@ def check_call(
     if cache is not None:
         _check_cache(config, tokens, mask, cache)
     if config.position_embedding == "learned":
-        _check_learned_positions(config, tokens, positions, cache)
+        _check_learned_positions(config, tokens, positions, segment_ids, mask, cache)
     rates = (
         config.embedding_dropout,
         config.attention_dropout,
@@ -145,22 +152,38 @@ def check_tokens(name: str, tokens: Any, vocab_size: int) -> None:
             f"{name} must be [B, T] with at least one row and one token, "
             f"got shape {list(tokens.shape)}"
         )
-    if isinstance(tokens, jax.core.Tracer):
-        return
-    # NumPy, so that an int64 id of 2**32 + 1 is seen before JAX makes it 1.
-    ids = np.asarray(tokens)
-    bad = np.argwhere((ids < 0) | (ids >= vocab_size))
-    if len(bad):
-        raise ValueError(
-            f"{name} must be from 0 to {vocab_size - 1} (vocab_size = {vocab_size}), "
-            f"got {ids[tuple(bad[0])]} at {bad[0].tolist()}"
-        )
+    _check_range(name, tokens, 0, vocab_size - 1, f" (vocab_size = {vocab_size})")
 
 
 def _check_integers(name: str, ids: Any) -> None:
     if not hasattr(ids, "dtype") or not jnp.issubdtype(ids.dtype, jnp.integer):
         kind = getattr(ids, "dtype", type(ids).__name__)
         raise ValueError(f"{name} must be an array of whole numbers, got {kind}")
+
+
+def _check_range(
+    name: str, values: Any, least: int, most: int, reason: str = ""
+) -> None:
+    if isinstance(values, Tracer):
+        return
+    # NumPy, so that an int64 id of 2**32 + 1 is seen before JAX makes it 1.
+    ids = np.asarray(values)
+    bad = np.argwhere((ids < least) | (ids > most))
+    if len(bad):
+        raise ValueError(
+            f"{name} must be from {least} to {most}{reason}, "
+            f"got {ids[tuple(bad[0])]} at {bad[0].tolist()}"
+        )
+
+
+def _check_logits_at(logits_at: Any, batch: int, length: int) -> None:
+    _check_integers("logits_at", logits_at)
+    if len(logits_at.shape) != 2 or logits_at.shape[0] != batch:
+        raise ValueError(
+            f"logits_at must be [B, M] with B = {batch}, "
+            f"got shape {list(logits_at.shape)}"
+        )
+    _check_range("logits_at", logits_at, 0, length - 1, f" (T = {length})")
 
 
 def _check_shape(name: str, ids: Any, shape: tuple[int, ...]) -> None:
@@ -187,7 +210,7 @@ def _check_cache(config: DecoderConfig, tokens: Any, mask: Any, cache: KVCache) 
             f"cache must have {config.num_layers} layers of heads [K, H] = "
             f"{list(heads)}, got {len(cache.layers)} of {list(first)}"
         )
-    if isinstance(cache.lengths, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+    if isinstance(cache.lengths, Tracer) or isinstance(mask, Tracer):
         return
     padding = mask is not None and len(mask.shape) == 2
     new = np.asarray(mask).sum(axis=1) if padding else np.full(batch, length)
@@ -201,22 +224,34 @@ def _check_cache(config: DecoderConfig, tokens: Any, mask: Any, cache: KVCache) 
 
 
 def _check_learned_positions(
-    config: DecoderConfig, tokens: Any, positions: Any, cache: KVCache | None
+    config: DecoderConfig,
+    tokens: Any,
+    positions: Any,
+    segment_ids: Any,
+    mask: Any,
+    cache: KVCache | None,
 ) -> None:
-    last = tokens.shape[1] - 1
-    if positions is not None:
-        if isinstance(positions, jax.core.Tracer):
-            return
-        last = int(np.asarray(positions).max())
-    elif cache is not None:
-        if isinstance(cache.lengths, jax.core.Tracer):
-            return
-        last += int(np.asarray(cache.lengths).max())
-    if last >= config.max_length:
-        raise ValueError(
-            f"positions must be below max_length = {config.max_length}, the size of "
-            f"the learned table, got {last}"
-        )
+    arguments = (tokens, positions, segment_ids, mask, cache)
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))
+    reason = f" (max_length = {config.max_length}, the size of the learned table)"
+    last = config.max_length - 1
+    if positions is None and segment_ids is None and mask is None and cache is None:
+        if tokens.shape[1] > config.max_length:
+            raise ValueError(
+                f"positions must be from 0 to {last}{reason}, "
+                f"got {tokens.shape[1]} tokens"
+            )
+    elif not traced:
+        if positions is None:
+            context, _ = make_context(
+                jnp.asarray(tokens),
+                segment_ids=None if segment_ids is None else jnp.asarray(segment_ids),
+                mask=None if mask is None else jnp.asarray(mask),
+                cache=cache,
+                num_heads=config.num_heads,
+            )
+            positions = context.positions
+        _check_range("positions", positions, 0, last, reason)
 
 
 def _leaves(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class YarnScaling:
         _require_positive_int(
             "rope_scaling.original_max_length", self.original_max_length
         )
+        if self.attention_factor is not None:
+            _require_positive("rope_scaling.attention_factor", self.attention_factor)
         if not 0 < self.beta_slow < self.beta_fast:
             raise ValueError(
                 "rope_scaling.beta_slow must be positive and below beta_fast = "
@@ -346,6 +348,9 @@ class DecoderConfig:
                 raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
 
     def _check_sliding_window(self) -> None:
+        if isinstance(self.sliding_window, list):
+            # A list would make the config unhashable.
+            object.__setattr__(self, "sliding_window", tuple(self.sliding_window))
         if len(self.windows) != self.num_layers:
             raise ValueError(
                 f"sliding_window must have one entry for each of num_layers = "
@@ -450,6 +455,13 @@ def _scaling_from_dict(data: Mapping[str, Any]) -> RopeScaling:
     for name in values:
         if name not in fields:
             raise unknown_name(f"rope_scaling field of kind {kind!r}", name, fields)
+    needed = {
+        f.name
+        for f in dataclasses.fields(_SCALINGS[kind])
+        if f.default is dataclasses.MISSING
+    }
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"rope_scaling of kind {kind!r} lacks: {', '.join(missing)}")
     return _SCALINGS[kind](**values)
 
 

@@ -113,6 +113,7 @@ class Model:
             segment_ids=segment_ids,
             mask=mask,
             cache=cache,
+            logits_at=logits_at,
             has_rng=rng is not None,
             is_training=is_training,
         )
@@ -120,11 +121,11 @@ class Model:
             params,
             rng,
             jnp.asarray(tokens, jnp.int32),
-            positions=positions,
-            segment_ids=segment_ids,
-            mask=None if mask is None else jnp.asarray(mask),
+            positions=_as_array(positions, jnp.int32),
+            segment_ids=_as_array(segment_ids, jnp.int32),
+            mask=_as_array(mask, jnp.bool_),
             cache=cache,
-            logits_at=logits_at,
+            logits_at=_as_array(logits_at, jnp.int32),
             is_training=is_training,
             return_attention=return_attention,
         )
@@ -185,6 +186,10 @@ def build(config: DecoderConfig) -> Model:
             "DecoderConfig.from_dict reads plain data"
         )
     return Model(config)
+
+
+def _as_array(values: Any, dtype: jax.typing.DTypeLike) -> jax.Array | None:
+    return None if values is None else jnp.asarray(values, dtype)
 
 
 @functools.lru_cache(maxsize=256)

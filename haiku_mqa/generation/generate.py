@@ -211,7 +211,12 @@ def _new_tokens(chosen: np.ndarray, ends: set[int]) -> list[list[int]]:
 
 def _row_rngs(rng: jax.Array | None, rows: int) -> jax.Array:
     keys = jnp.asarray(rng)
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+    is_key = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if not is_key and keys.dtype != jnp.uint32:
+        raise ValueError(
+            f"rng must be PRNG keys, as jax.random.key(seed) makes them, got {rng!r}"
+        )
+    if not is_key:
         keys = jax.random.wrap_key_data(keys)
     if keys.ndim == 0:
         return jnp.broadcast_to(keys, (rows,))
@@ -233,7 +238,11 @@ def _check_request(
     chunk: int,
 ) -> None:
     config = model.config
-    if isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+    if (
+        isinstance(max_new_tokens, bool)
+        or not isinstance(max_new_tokens, int | np.integer)
+        or max_new_tokens < 1
+    ):
         raise ValueError(
             f"max_new_tokens must be a whole number >= 1, got {max_new_tokens}"
         )
@@ -248,9 +257,13 @@ def _check_request(
         raise ValueError("prompts must hold at least one prompt, got none")
     for row, prompt in enumerate(prompts):
         name = f"prompts[{row}]"
-        if isinstance(prompt, str) or not len(prompt):
-            what = "text; encode it first" if isinstance(prompt, str) else "empty"
-            raise ValueError(f"{name} must hold at least one token id, and is {what}")
+        if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
+            raise ValueError(
+                f"{name} must be a list of token ids, got {prompt!r}; a single "
+                "prompt is a list of one list"
+            )
+        if not len(prompt):
+            raise ValueError(f"{name} must hold at least one token id, and is empty")
         _check_ids(name, prompt, config.vocab_size)
         if len(prompt) + max_new_tokens > config.max_length:
             raise ValueError(
@@ -263,7 +276,8 @@ def _check_request(
 
 def _check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
     for place, token in enumerate(ids):
-        if int(token) != token or not 0 <= token < vocab_size:
+        whole = isinstance(token, int | np.integer)
+        if not whole or not 0 <= token < vocab_size:
             raise ValueError(
                 f"{name} must hold ids from 0 to {vocab_size - 1} (vocab_size = "
                 f"{vocab_size}), got {token} at {place}"

@@ -21,13 +21,13 @@ class State(NamedTuple):
     Attributes:
       cache: What was read so far.
       token: int32 ``[B]``, chosen last and not yet read.
-      count: int32, how many tokens were chosen so far.
+      chosen: int32, how many tokens were chosen so far.
       finished: bool ``[B]``, rows that reached an end token, or whose logits broke.
     """
 
     cache: KVCache
     token: jax.Array
-    count: jax.Array
+    chosen: jax.Array
     finished: jax.Array
 
 
@@ -67,7 +67,7 @@ def prefill(
     Returns:
       The state after one new token a row.
     """
-    real = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     out = model.apply(
         params, None, tokens, mask=real, cache=cache, logits_at=lengths[:, None] - 1
     )
@@ -108,13 +108,11 @@ def decode(
         # A finished row reads nothing: its cache and its length stay as they are.
         read = jnp.maximum(state.token, 0)[:, None]
         going = ~state.finished
-        out = model.apply(
-            params, None, read, mask=going[:, None], cache=state.cache
-        )
-        token = _choose(out.logits[:, 0], state.count, settings)
+        out = model.apply(params, None, read, mask=going[:, None], cache=state.cache)
+        token = _choose(out.logits[:, 0], state.chosen, settings)
         token = jnp.where(going, token, -2)
         finished = state.finished | _ends(token, settings)
-        state = State(out.cache or state.cache, token, state.count + 1, finished)
+        state = State(out.cache or state.cache, token, state.chosen + 1, finished)
         return state, chosen.at[:, step].set(token), step + 1
 
     chosen = jnp.full((state.token.shape[0], CHUNK), -2, jnp.int32)
@@ -133,4 +131,4 @@ def _choose(logits: jax.Array, count: jax.Array, settings: Settings) -> jax.Arra
 
 
 def _ends(token: jax.Array, settings: Settings) -> jax.Array:
-    return (token == -1) | (token[:, None] == settings.end_tokens).any(axis=-1)
+    return (token == -1) | (token[:, None] == settings.end_tokens[None]).any(axis=-1)

@@ -16,7 +16,8 @@ class Sampling:
     Filters act in this order: temperature, top-k, top-p.
 
     Attributes:
-      temperature: Divides the logits; 0 is greedy, the likeliest token always.
+      temperature: Divides the logits; 0 is greedy, the likeliest token always. Else
+        at least 1e-5: what is smaller is greedy but for rounding.
       top_k: How many of the likeliest tokens stay in play; ``None`` is all.
       top_p: The likeliest tokens whose probabilities first reach this sum stay in
         play, in (0, 1] (Holtzman et al. 2019); ``None`` is all.
@@ -37,12 +38,14 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if self.temperature != 0 and not 1e-5 <= self.temperature < float("inf"):
             raise ValueError(
-                f"temperature must be a number >= 0, got {self.temperature}"
+                f"temperature must be 0 or a number >= 1e-5, got {self.temperature}"
             )
         if self.top_k is not None and (
-            not isinstance(self.top_k, int) or self.top_k < 1
+            isinstance(self.top_k, bool)
+            or not isinstance(self.top_k, int)
+            or self.top_k < 1
         ):
             raise ValueError(f"top_k must be a whole number >= 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -108,6 +111,9 @@ def choose(logits: jax.Array, dials: Dials, rngs: jax.Array | None) -> jax.Array
 def filtered(logits: jax.Array, dials: Dials) -> jax.Array:
     """Returns ``[B, V]`` logits over temperature, -inf where a token is out of play."""
     if dials.temperature is not None:
+        # The largest is zero first: a small temperature then overflows nothing that
+        # could still be chosen.
+        logits = logits - logits.max(axis=-1, keepdims=True)
         logits = logits / dials.temperature
     if dials.top_k is None and dials.top_p is None:
         return logits

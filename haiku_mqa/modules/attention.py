@@ -146,9 +146,7 @@ class MultiQueryAttention(hk.Module):
             config.num_heads,
             config.key_size,
             num_kv_heads=config.num_kv_heads,
-            with_bias=[
-                p for p, has in zip(PROJECTIONS, biases, strict=True) if has
-            ],
+            with_bias=[p for p, has in zip(PROJECTIONS, biases, strict=True) if has],
             value_size=config.value_size,
             model_size=config.d_model,
             qk_norm=config.norm if config.qk_norm else None,
@@ -283,8 +281,10 @@ class MultiQueryAttention(hk.Module):
         if not self.alibi:
             return None
         behind = context.positions[:, :, None] - context.key_positions[:, None, :]
-        slopes = alibi_slopes(self.num_heads)[:, None, None]
-        return -slopes * behind[:, None].astype(jnp.float32)  # [B, N, T, S]
+        slopes = alibi_slopes(self.num_heads)[None, :, None, None]
+        return -jnp.asarray(slopes) * behind[:, None].astype(
+            jnp.float32
+        )  # [B, N, T, S]
 
     @hk.transparent
     def _heads(self, x: jax.Array, heads: int, size: int, name: str) -> jax.Array:

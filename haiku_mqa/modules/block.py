@@ -11,6 +11,7 @@ from haiku_mqa.cache import LayerCache
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.modules.attention import MultiQueryAttention
 from haiku_mqa.modules.context import Context, LayerOutput, free_context
+from haiku_mqa.modules.dropout import maybe_dropout
 from haiku_mqa.modules.feed_forward import FeedForward
 from haiku_mqa.modules.norm import Normalization
 from haiku_mqa.ops.masks import broadcast_mask
@@ -147,7 +148,7 @@ class TransformerDecoderBlock(hk.Module):
         """Normalises and drops out what a part made, before it joins the stream."""
         if self.config.norm_placement in ("after", "both"):
             branch = Normalization.from_config(self.config, name)(branch)
-        return dropout(branch, self.config.residual_dropout, context.is_training)
+        return maybe_dropout(branch, self.config.residual_dropout, context.is_training)
 
     @hk.transparent
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
@@ -155,10 +156,3 @@ class TransformerDecoderBlock(hk.Module):
         if self.config.norm_placement == "residual":
             return Normalization.from_config(self.config, name)(x + branch)
         return x + branch
-
-
-def dropout(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
-    """Returns ``x`` with a share of it dropped, while training."""
-    if rate == 0 or not is_training:
-        return x
-    return hk.dropout(hk.next_rng_key(), rate, x)

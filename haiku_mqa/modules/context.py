@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.cache import KVCache, LayerCache
-from haiku_mqa.ops.masks import broadcast_mask
+from haiku_mqa.ops.masks import broadcast_mask, causal_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,9 @@ def make_context(
     batch, queries = tokens.shape
     keys = queries if cache is None else cache.capacity
     pairs = mask if mask is not None and mask.ndim != 2 else None
-    real = jnp.ones((batch, queries), bool) if mask is None or pairs is not None else mask
+    real = (
+        jnp.ones((batch, queries), bool) if mask is None or pairs is not None else mask
+    )
     _check_padding(real, batch, queries)
     segments = jnp.zeros_like(tokens, jnp.int32) if segment_ids is None else segment_ids
 
@@ -115,7 +117,7 @@ def make_context(
 
     if cache is None:
         slots, key_order, key_segments, key_positions = None, order, segments, positions
-        arrived = jnp.tril(jnp.ones((queries, queries), bool)) & real[:, None, :]
+        arrived = causal_mask(queries)[None] & real[:, None, :]
     else:
         slots = jnp.where(real & (order < keys), order, keys)
         key_order = jnp.broadcast_to(jnp.arange(keys), (batch, keys))
@@ -159,11 +161,12 @@ def _positions_in_segments(
     """Returns how many real tokens of its own segment came before each token."""
     queries = segments.shape[1]
     same = segments[:, :, None] == segments[:, None, :]
-    before = jnp.tril(jnp.ones((queries, queries), bool), k=-1) & real[:, None, :]
+    earlier = causal_mask(queries) & ~jnp.eye(queries, dtype=bool)
+    before = earlier[None] & real[:, None, :]
     count = (same & before).sum(axis=-1, dtype=jnp.int32)
     if cache is None:
         return count
-    stored = jnp.arange(cache.capacity) < cache.lengths[:, None]  # [B, S]
+    stored = jnp.arange(cache.capacity)[None] < cache.lengths[:, None]  # [B, S]
     past = (segments[:, :, None] == cache.segment_ids[:, None, :]) & stored[:, None, :]
     return count + past.sum(axis=-1, dtype=jnp.int32)
 

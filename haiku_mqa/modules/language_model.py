@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from haiku_mqa.cache import KVCache
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.modules.block import dropout
 from haiku_mqa.modules.context import make_context
 from haiku_mqa.modules.decoder import TransformerDecoder
+from haiku_mqa.modules.dropout import maybe_dropout
 from haiku_mqa.modules.embed import Embed
 
 
@@ -110,7 +110,7 @@ class DecoderLM(hk.Module):
                 param_dtype=config.param_dtype,
                 name="position_embed",
             )(context.positions, config.dtype)
-        x = dropout(x, config.embedding_dropout, is_training)
+        x = maybe_dropout(x, config.embedding_dropout, is_training)
 
         stack = TransformerDecoder(config, name="decoder")(
             x, context=context, layers=cache.layers if cache else None

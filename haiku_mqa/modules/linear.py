@@ -50,5 +50,5 @@ class Linear(hk.Module):
         y = jnp.dot(x, w.astype(x.dtype))
         if self.with_bias:
             b = hk.get_parameter("b", (self.output_size,), dtype, init=self.b_init)
-            y = y + b.astype(x.dtype)
+            y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
         return y

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.config import DecoderConfig, Norm
+from haiku_mqa.ops.numerics import wide_dtype
 
 
 class Normalization(hk.Module):
@@ -54,16 +55,17 @@ class Normalization(hk.Module):
         """Returns ``x`` normalised along its last axis, in its own dtype."""
         dtype = self.param_dtype or x.dtype
         shape = x.shape[-1:]
-        wide = x.astype(jnp.float32)
+        wide = x.astype(wide_dtype(x.dtype))
         if self.norm == "layer":
             wide = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(wide).mean(axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(variance + self.eps)
 
         init = jnp.zeros if self.norm == "rms_one_plus" else jnp.ones
-        scale = hk.get_parameter("scale", shape, dtype, init=init).astype(jnp.float32)
-        wide = wide * (1 + scale if self.norm == "rms_one_plus" else scale)
+        scale = hk.get_parameter("scale", shape, dtype, init=init).astype(wide.dtype)
+        scale = 1 + scale if self.norm == "rms_one_plus" else scale
+        wide = wide * jnp.broadcast_to(scale, wide.shape)
         if self.norm == "layer" and self.with_bias:
             offset = hk.get_parameter("offset", shape, dtype, init=jnp.zeros)
-            wide = wide + offset.astype(jnp.float32)
+            wide = wide + jnp.broadcast_to(offset.astype(wide.dtype), wide.shape)
         return wide.astype(x.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 
 from haiku_mqa.config import check_kv_heads
 from haiku_mqa.ops.masks import broadcast_mask
+from haiku_mqa.ops.numerics import dropout, wide_dtype
 
 # Far below any logit, and finite: the difference of two of them is zero, where
 # that of two infinities would be NaN. Logits are float32 whatever the inputs are.
@@ -69,7 +70,8 @@ def multi_query_attention(
     Decoding: One Write-Head is All You Need*), K = N is multi-head, and between
     them is grouped-query (Ainslie et al. 2023): query head n reads key/value head
     ``n // (N // K)``. No head is ever copied: the queries of a group are rows of one
-    product with the head they share. Logits and softmax are float32. A query that
+    product with the head they share. Logits and softmax are float32
+    (or wider, where the inputs are). A query that
     may attend to nothing gets zeros, and passes no gradient.
 
     Args:
@@ -108,10 +110,11 @@ def multi_query_attention(
     keys, kv_heads = key.shape[1:3]
     check_kv_heads(heads, kv_heads)
     group = heads // kv_heads
+    wide = wide_dtype(query.dtype)
 
     grouped = query.reshape(batch, queries, kv_heads, group, size)
     logits = jnp.einsum(  # [B, K, G, T, S]
-        "btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32
+        "btkgh,bskh->bkgts", grouped, key, preferred_element_type=wide
     )
     logits = logits.reshape(batch, heads, queries, keys)  # [B, N, T, S]
     logits = logits * (1 / math.sqrt(size) if scale is None else scale)
@@ -123,14 +126,18 @@ def multi_query_attention(
         mask = broadcast_mask(mask, batch, heads, queries, keys)
     exps, total = _exponentials(logits, mask)
     if dropout_rate > 0:
-        exps = _dropout(exps, dropout_rate, dropout_rng)
+        if dropout_rng is None:
+            raise ValueError(
+                f"dropout_rng must be given where dropout_rate = {dropout_rate}"
+            )
+        exps = dropout(exps, dropout_rate, dropout_rng)
 
     # Dividing after the product with the values is T * v divisions, not T * S.
     summed = jnp.einsum(  # [B, T, K, G, v]
         "bkgts,bskv->btkgv",
         exps.reshape(batch, kv_heads, group, queries, keys).astype(value.dtype),
         value,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide,
     ).reshape(batch, queries, heads, -1)
     output = (summed / total.swapaxes(1, 2)).astype(value.dtype)
     return (output, exps / total) if return_weights else output
@@ -175,10 +182,3 @@ def _exponentials(
         exps = jnp.where(mask, exps, 0.0)
     total = exps.sum(axis=-1, keepdims=True)
     return exps, jnp.where(total == 0, 1.0, total)
-
-
-def _dropout(exps: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    if rng is None:
-        raise ValueError(f"dropout_rng must be given where dropout_rate = {rate}")
-    kept = jax.random.bernoulli(rng, 1 - rate, exps.shape)
-    return jnp.where(kept, exps / (1 - rate), 0.0)

@@ -1,0 +1,149 @@
+"""Prompts read and tokens chosen, timed: one stream of text, batch 1, greedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import haiku_mqa
+from haiku_mqa.generation import stream
+from haiku_mqa.generation.loop import CHUNK
+from haiku_mqa.model import Model, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One run of one program.
+
+    Attributes:
+      prefill_seconds: From the prompt to the first new token.
+      decode_seconds: From the first new token to the last.
+      tokens: The new tokens.
+    """
+
+    prefill_seconds: float
+    decode_seconds: float
+    tokens: tuple[int, ...]
+
+
+class Program(Protocol):
+    """Something that continues a prompt.
+
+    Attributes:
+      name: What it is called, with its version.
+      dtype: What its weights are held in.
+      weight_bytes: Of the weights that it reads for each token.
+    """
+
+    name: str
+    dtype: str
+    weight_bytes: int
+
+    def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
+        """Continues a prompt greedily by exactly ``new_tokens`` tokens."""
+        ...
+
+
+class Ours:
+    """This package's ``stream``, as a ``Program``."""
+
+    def __init__(self, model: Model, params: Params):
+        """Takes the model as it was loaded.
+
+        Args:
+          model: The model.
+          params: Its weights, on the device.
+        """
+        self.name = f"haiku_mqa {haiku_mqa.__version__}"
+        self.dtype = model.config.dtype
+        self.weight_bytes = weight_bytes_per_token(model, params)
+        self._model = model
+        self._params = params
+
+    def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
+        """Continues a prompt greedily by exactly ``new_tokens`` tokens."""
+        tokens: list[int] = []
+        first = start = time.perf_counter()
+        for [new] in stream(
+            self._model,
+            self._params,
+            [prompt],
+            max_new_tokens=new_tokens,
+            chunk=CHUNK,
+        ):
+            if not tokens:
+                first = time.perf_counter()
+            tokens += new
+        end = time.perf_counter()
+        return Timing(first - start, end - first, tuple(tokens))
+
+
+def weight_bytes_per_token(
+    model: Model, params: Params, itemsize: int | None = None
+) -> int:
+    """Returns how many bytes of weights are read to choose one token.
+
+    An embedding that is not the output matrix too is only looked up, a row of it.
+
+    Args:
+      model: The model.
+      params: Its weights.
+      itemsize: Of one weight, in bytes; what it is in ``params`` if ``None``.
+
+    Example:
+      >>> import jax
+      >>> config = haiku_mqa.DecoderConfig(
+      ...     vocab_size=256, num_layers=2, num_heads=8, d_model=64, d_ff=256)
+      >>> model = haiku_mqa.build(config)
+      >>> params = model.init(jax.random.key(0))
+      >>> weight_bytes_per_token(model, params)
+      533760
+    """
+    looked_up = {"decoder_lm/position_embed"}
+    if not model.config.tie_embeddings:
+        looked_up.add("decoder_lm/embed")
+    return sum(
+        leaf.size * (itemsize or leaf.dtype.itemsize)
+        for module, leaves in params.items()
+        if module not in looked_up
+        for leaf in leaves.values()
+    )
+
+
+def take_turns(
+    programs: Sequence[Program],
+    prompt: Sequence[int],
+    *,
+    new_tokens: int,
+    repeats: int,
+    measure_bandwidth: Callable[[], float],
+    on_run: Callable[[str], None] = lambda line: None,
+) -> tuple[list[list[Timing]], list[float]]:
+    """Runs every program in turn, as often as asked.
+
+    Each is run once before, untimed: that compiles it and brings its weights near.
+
+    Args:
+      programs: What to run.
+      prompt: Token ids.
+      new_tokens: How many tokens each run chooses, >= 2.
+      repeats: How often, >= 1.
+      measure_bandwidth: Called once a repeat.
+      on_run: Called with a line that says what is about to run.
+
+    Returns:
+      The timings of each program, and the bandwidths, one a repeat.
+    """
+    timings: list[list[Timing]] = [[] for _ in programs]
+    bandwidths = []
+    for program in programs:
+        on_run(f"warming up {program.name}, {program.dtype}")
+        program.run(prompt, new_tokens)
+    for repeat in range(repeats):
+        on_run(f"repeat {repeat + 1} of {repeats}")
+        bandwidths.append(measure_bandwidth())
+        for program, runs in zip(programs, timings, strict=True):
+            runs.append(program.run(prompt, new_tokens))
+    return timings, bandwidths

@@ -1,0 +1,194 @@
+"""Others that can run the same weights, where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from haiku_mqa.bench.bandwidth import cores
+from haiku_mqa.bench.decode import Timing, weight_bytes_per_token
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.model import Model, Params
+
+_NEEDED = ("torch", "transformers")
+# What Hugging Face's Llama cannot be told, and what it is.
+_LLAMA = {
+    "position_embedding": "rotary",
+    "rope_fraction": 1.0,
+    "rope_scaling": None,
+    "norm": "rms",
+    "norm_placement": "before",
+    "final_norm": True,
+    "block_layout": "sequential",
+    "activation": "silu",
+    "gated": True,
+    "ff_bias": False,
+    "qk_norm": False,
+    "query_bias": False,
+    "key_bias": False,
+    "value_bias": False,
+    "output_bias": False,
+    "attn_logit_softcap": None,
+    "attn_scale": None,
+    "sliding_window": None,
+    "embedding_scale": None,
+    "final_logit_softcap": None,
+}
+
+
+def transformers_peers(
+    model: Model, params: Params
+) -> tuple[list[TransformersPeer], list[str]]:
+    """Returns transformers with the same weights, in float32 and in bfloat16.
+
+    Args:
+      model: The model.
+      params: Its weights.
+
+    Returns:
+      What can be run, and a line for each thing that cannot, saying why.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return [], [
+            f"transformers is left out: {' and '.join(missing)} not installed "
+            "(pip install 'haiku-mqa[parity]')"
+        ]
+    other = [
+        field
+        for field, value in _LLAMA.items()
+        if getattr(model.config, field) != value
+    ]
+    if model.config.value_size != model.config.key_size:
+        other.append("value_size")
+    if other:
+        return [], [
+            "transformers is left out: its Llama has no other "
+            f"{', '.join(other)} than its own"
+        ]
+    return [
+        TransformersPeer(model, params, dtype) for dtype in ("float32", "bfloat16")
+    ], []
+
+
+class TransformersPeer:
+    """Hugging Face's ``LlamaForCausalLM``, as a ``Program``.
+
+    Its own greedy loop is written out here: ``generate`` does more for each token,
+    and would be slower.
+    """
+
+    def __init__(self, model: Model, params: Params, dtype: str):
+        """Builds it and hands it the weights.
+
+        Args:
+          model: The model.
+          params: Its weights.
+          dtype: ``"float32"`` or ``"bfloat16"``.
+        """
+        torch, transformers = map(importlib.import_module, _NEEDED)
+        transformers.logging.set_verbosity_error()
+        torch.set_num_threads(cores())
+        self.name = f"transformers {transformers.__version__}"
+        self.dtype = dtype
+        itemsize = {"float32": 4, "bfloat16": 2}[dtype]
+        self.weight_bytes = weight_bytes_per_token(model, params, itemsize)
+        llama = transformers.LlamaForCausalLM(llama_config(model.config))
+        llama.load_state_dict(state_dict(model.config, params))
+        self._llama = llama.to(getattr(torch, dtype)).eval()
+
+    def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
+        """Continues a prompt greedily by exactly ``new_tokens`` tokens."""
+        torch = importlib.import_module("torch")
+        with torch.inference_mode():
+            ids = torch.tensor([list(prompt)])
+            start = time.perf_counter()
+            out = self._llama(input_ids=ids, use_cache=True, logits_to_keep=1)
+            tokens = [int(out.logits[0, -1].argmax())]
+            first = time.perf_counter()
+            for _ in range(new_tokens - 1):
+                out = self._llama(
+                    input_ids=torch.tensor([tokens[-1:]]),
+                    past_key_values=out.past_key_values,
+                    use_cache=True,
+                )
+                tokens.append(int(out.logits[0, -1].argmax()))
+            end = time.perf_counter()
+        return Timing(first - start, end - first, tuple(tokens))
+
+
+def llama_config(config: DecoderConfig) -> Any:
+    """Returns a config in transformers' words.
+
+    Args:
+      config: Of a model that ``transformers_peers`` takes.
+    """
+    transformers = importlib.import_module("transformers")
+    return transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.d_ff,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.key_size,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        max_position_embeddings=config.max_length,
+        tie_word_embeddings=config.tie_embeddings,
+    )
+
+
+def state_dict(config: DecoderConfig, params: Params) -> dict[str, Any]:
+    """Returns weights under transformers' names, float32.
+
+    Args:
+      config: Of a model that ``transformers_peers`` takes.
+      params: Its weights, of any dtype.
+
+    Returns:
+      Name to tensor; a matrix is ``[out, in]``, where this package's are ``[in, out]``.
+    """
+    torch = importlib.import_module("torch")
+
+    def tensor(path: str, name: str = "w") -> Any:
+        array = np.asarray(params[f"decoder_lm/{path}"][name], np.float32)
+        # A copy: JAX's memory is read-only, and torch would warn of it.
+        return torch.from_numpy(np.array(array.T if name == "w" else array, order="C"))
+
+    tensors = {
+        "model.embed_tokens.weight": tensor("embed", "embeddings"),
+        "model.norm.weight": tensor("decoder/final_norm", "scale"),
+    }
+    tensors["lm_head.weight"] = (
+        tensors["model.embed_tokens.weight"]
+        if config.tie_embeddings
+        else tensor("unembed")
+    )
+    for layer in range(config.num_layers):
+        ours, theirs = f"decoder/layer_{layer}", f"model.layers.{layer}"
+        for name, path in _NORMS.items():
+            tensors[f"{theirs}.{name}.weight"] = tensor(f"{ours}/{path}", "scale")
+        for name, path in _MATRICES.items():
+            tensors[f"{theirs}.{name}.weight"] = tensor(f"{ours}/{path}")
+    return tensors
+
+
+_NORMS = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "feed_forward_norm",
+}
+_MATRICES = {
+    "self_attn.q_proj": "attention/query",
+    "self_attn.k_proj": "attention/key",
+    "self_attn.v_proj": "attention/value",
+    "self_attn.o_proj": "attention/linear",
+    "mlp.gate_proj": "feed_forward/gate",
+    "mlp.up_proj": "feed_forward/up",
+    "mlp.down_proj": "feed_forward/down",
+}

@@ -1,0 +1,113 @@
+"""How a verb gets a model, and how jax is made ready for a short life."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from haiku_mqa.cli._screen import say
+from haiku_mqa.config import DecoderConfig, DType
+from haiku_mqa.errors import FetchError, unknown_name
+
+if TYPE_CHECKING:
+    from haiku_mqa.zoo.loading import LoadedModel
+
+_LEAST_SECONDS = 0.5  # of compiling, for a program to be kept
+
+
+def prepare_jax() -> None:
+    """Has jax keep what it compiles, so that the second run starts at once.
+
+    Where the folder cannot be written, programs are compiled each time, without a
+    word.
+    """
+    # XLA's loader of kept programs reports on every one of them.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+
+    from haiku_mqa.zoo.sources import cache_folder
+
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+    with contextlib.suppress(OSError, FetchError):
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+
+
+def load_model(source: str, *, dtype: DType) -> LoadedModel:
+    """Loads a model with weights.
+
+    Args:
+      source: A name of the zoo, a file or a folder.
+      dtype: What its weights are held in and computed with.
+
+    Raises:
+      ValueError: There is no such model; see ``haiku_mqa.load_pretrained``.
+    """
+    check_name(source)
+    prepare_jax()
+    from haiku_mqa.zoo.loading import load_pretrained
+
+    say(f"loading {source}")
+    return load_pretrained(source, dtype=dtype)
+
+
+def load_or_draw(source: str, *, dtype: DType, seed: int) -> LoadedModel:
+    """Loads a model, or draws weights for one of the zoo's that has none.
+
+    Args:
+      source: A name of the zoo, a file or a folder.
+      dtype: What its weights are held in and computed with.
+      seed: Of drawn weights.
+
+    Raises:
+      ValueError: There is no such model, or it is not made of this package's parts.
+    """
+    if not _is_name(source):
+        return load_model(source, dtype=dtype)
+    check_name(source)
+    prepare_jax()
+    import jax
+
+    from haiku_mqa.model import build
+    from haiku_mqa.zoo import load
+    from haiku_mqa.zoo.loading import LoadedModel
+
+    spec = load(source)
+    if spec.load_params is not None or not isinstance(spec.config, DecoderConfig):
+        return load_model(source, dtype=dtype)
+    say(f"{source} has no trained weights: drawing some, with seed {seed}")
+    model = build(dataclasses.replace(spec.config, dtype=dtype, param_dtype=dtype))
+    params = model.init(jax.random.key(seed))
+    return LoadedModel(model, params, None, spec.metadata)
+
+
+def check_name(source: str) -> None:
+    """Raises ``ValueError`` for a name that no model has, before jax is imported.
+
+    Args:
+      source: A name of the zoo; what is plainly a file or a folder passes.
+
+    Raises:
+      ValueError: No installed distribution declares it; names the nearest.
+
+    Example:
+      >>> check_name("smollm2.gguf")
+    """
+    if not _is_name(source):
+        return
+    from haiku_mqa.zoo import discover
+
+    entries = discover()
+    if source not in entries:
+        raise unknown_name("model", source, entries)
+
+
+def _is_name(source: str) -> bool:
+    is_path = source.endswith(".gguf") or os.sep in source or Path(source).exists()
+    return not is_path

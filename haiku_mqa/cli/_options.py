@@ -1,0 +1,224 @@
+"""How options are parsed, checked and described, the same way for every verb."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from haiku_mqa.cli._failures import UsageError
+from haiku_mqa.errors import unknown_name
+
+DEFAULT_MODEL = "smollm2-135m"
+DTYPES = ("float32", "bfloat16")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises mistakes, and takes no option half spelled."""
+
+    def __init__(self, **arguments: Any):
+        """As ``argparse.ArgumentParser``, with the defaults of this package."""
+        width = min(shutil.get_terminal_size().columns, 88)
+        arguments.setdefault(
+            "formatter_class",
+            functools.partial(
+                argparse.RawDescriptionHelpFormatter,
+                max_help_position=30,
+                width=width,
+            ),
+        )
+        arguments.setdefault("allow_abbrev", False)
+        super().__init__(**arguments)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``UsageError`` where argparse would print usage and exit."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = "value" if action.option_strings else "verb"
+            error = unknown_name(what, str(value), map(str, action.choices))
+            raise argparse.ArgumentError(
+                action if action.option_strings else None, str(error)
+            )
+
+
+def add_verb(
+    verbs: Any,
+    name: str,
+    *,
+    help: str,
+    run: Callable[[argparse.Namespace], int] | None,
+    description: str = "",
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    """Adds a verb.
+
+    Args:
+      verbs: What ``add_subparsers`` returned.
+      name: The verb.
+      help: One line.
+      run: Called with the parsed arguments; ``None`` where a verb must follow.
+      description: What ``--help`` says first; ``help`` as a sentence if left out.
+      epilog: What it says last: examples.
+
+    Returns:
+      The verb's parser.
+    """
+    sentence = f"{help[0].upper()}{help[1:]}."
+    parser = verbs.add_parser(
+        name, help=help, description=description or sentence, epilog=epilog
+    )
+    add_debug(parser)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--debug``, which ``main`` looks for among the words themselves."""
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--model``."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_PATH",
+        default=DEFAULT_MODEL,
+        help="a name that 'zoo list' shows, a .gguf file, or a folder of weights "
+        "(default: %(default)s)",
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--dtype``."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        metavar="DTYPE",
+        default="float32",
+        help="float32 or bfloat16: what weights are held in and computed with "
+        "(default: %(default)s)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Adds ``--seed``."""
+    parser.add_argument(
+        "--seed",
+        type=whole(0, 2**32 - 1),
+        metavar="N",
+        default=0,
+        help=f"seed of {purpose} (default: %(default)s)",
+    )
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Returns a parser of whole numbers from ``least`` to ``most``.
+
+    Args:
+      least: The smallest allowed.
+      most: The largest allowed; ``None`` is no limit.
+
+    Example:
+      >>> whole(1)("12")
+      12
+      >>> whole(1)("0")
+      Traceback (most recent call last):
+      argparse.ArgumentTypeError: must be a whole number >= 1, got '0'
+    """
+    allowed = f">= {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number {allowed}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def temperature(text: str) -> float:
+    """Parses a finite number of zero or more.
+
+    Args:
+      text: The number.
+
+    Example:
+      >>> temperature("0.7")
+      0.7
+      >>> temperature("nan")
+      Traceback (most recent call last):
+      argparse.ArgumentTypeError: must be a number >= 0, got 'nan'
+    """
+    return _number(text, lambda value: 0 <= value < math.inf, ">= 0")
+
+
+def share(text: str) -> float:
+    """Parses a number above 0 and at most 1.
+
+    Args:
+      text: The number.
+
+    Example:
+      >>> share("0.9")
+      0.9
+    """
+    return _number(text, lambda value: 0 < value <= 1, "above 0 and at most 1")
+
+
+def places(text: str) -> tuple[int, ...]:
+    """Parses numbers and ranges of them, in order and each once.
+
+    Args:
+      text: Such as ``"0-2,7"``.
+
+    Returns:
+      The numbers.
+
+    Example:
+      >>> places("0-2,7")
+      (0, 1, 2, 7)
+      >>> places("3-1")
+      Traceback (most recent call last):
+      argparse.ArgumentTypeError: must be numbers and ranges such as 0-2,7, got '3-1'
+    """
+    numbers: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        last = last if dash else first
+        # isdecimal alone takes digits of other scripts, which would surprise.
+        plain = first.isascii() and last.isascii() and len(first + last) < 12
+        if not (plain and first.isdecimal() and last.isdecimal()) or (
+            int(first) > int(last)
+        ):
+            raise argparse.ArgumentTypeError(
+                f"must be numbers and ranges such as 0-2,7, got {text!r}"
+            )
+        # A huge range ends where no model has so many layers or heads.
+        span = range(int(first), min(int(last), int(first) + 10_000) + 1)
+        numbers.update(dict.fromkeys(span))
+    return tuple(numbers)
+
+
+def _number(text: str, is_allowed: Callable[[float], bool], allowed: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not is_allowed(value):
+        raise argparse.ArgumentTypeError(f"must be a number {allowed}, got {text!r}")
+    return value

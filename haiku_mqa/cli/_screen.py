@@ -1,0 +1,80 @@
+"""What the user sees beside a verb's own output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def say(line: str) -> None:
+    """Tells the user one line on stderr.
+
+    Args:
+      line: What to say, without a newline.
+    """
+    print(f"haiku-mqa: {line}", file=sys.stderr, flush=True)
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()
+) -> str:
+    """Returns rows under a head, in columns.
+
+    Args:
+      head: The columns' names.
+      rows: As many cells each.
+      numbers: The names of columns that end at their right edge.
+
+    Returns:
+      Lines, the last without a newline.
+
+    Example:
+      >>> print(table(["path", "count"], [["w", "4,096"], ["bias", "64"]], ["count"]))
+      path  count
+      w     4,096
+      bias     64
+    """
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(width) if name in numbers else cell.ljust(width)
+            for name, cell, width in zip(head, cells, widths, strict=True)
+        ).rstrip()
+
+    return "\n".join(map(line, [head, *rows]))
+
+
+def size(count: float) -> str:
+    """Returns a number of bytes in the unit that suits it.
+
+    Args:
+      count: Bytes.
+
+    Example:
+      >>> size(538_060_032), size(46_088), size(12)
+      ('538.1 MB', '46.1 kB', '12 B')
+    """
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        # What rounds to 1000.0 belongs to the next unit.
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def quoted(text: str, longest: int = 40) -> str:
+    r"""Returns a text in quotes and on one line, cut where it is long.
+
+    Args:
+      text: Any text.
+      longest: How many characters are kept.
+
+    Example:
+      >>> quoted("one\ntwo three", longest=9)
+      '“one two t…”'
+    """
+    text = " ".join(text.split())
+    return f"“{text[:longest]}…”" if len(text) > longest else f"“{text}”"

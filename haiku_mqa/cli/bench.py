@@ -1,0 +1,157 @@
+"""``haiku-mqa bench``: how fast it is, here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haiku_mqa.cli import _options
+from haiku_mqa.cli._files import check_writable, replacing
+from haiku_mqa.cli._models import load_or_draw
+from haiku_mqa.cli._screen import say, size, table
+
+if TYPE_CHECKING:
+    from haiku_mqa.bench import DecodeReport
+    from haiku_mqa.zoo.loading import LoadedModel
+
+_DESCRIPTION = """\
+Time the reading of a prompt (prefill) and the choosing of new tokens (decode), one
+stream of text, greedy, and print medians:
+
+  prefill  prompt tokens over the seconds to the first new token
+  decode   new tokens after the first over the seconds they took
+  limit    every token reads every weight once, so memory's speed, measured in the
+           same run, over the bytes of the weights, is the most that can be had
+
+Where torch and transformers are installed, transformers runs the same weights and
+the same token ids in float32 and bfloat16, taking turns with this package within
+each repeat. Compiling and the first run of each program are not timed.
+"""
+
+_EPILOG = """\
+examples:
+  haiku-mqa bench decode
+  haiku-mqa bench decode --prompt-tokens 512 --repeats 9 --json decode.json
+"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb ``bench`` and its own verb ``decode``."""
+    parser = _options.add_verb(
+        verbs, "bench", help="measure speed on this machine", run=None
+    )
+    own = parser.add_subparsers(title="verbs", metavar="VERB")
+    decode = _options.add_verb(
+        own,
+        "decode",
+        help="measure tokens per second, beside the limit and transformers",
+        run=run_decode,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    _options.add_model(decode)
+    for option, least, default, text in (
+        ("--prompt-tokens", 1, 128, "length of the prompt, of random tokens"),
+        ("--new-tokens", 2, 64, "how many tokens each run chooses"),
+        ("--repeats", 1, 5, "how many runs each median is of"),
+    ):
+        decode.add_argument(
+            option,
+            type=_options.whole(least),
+            metavar="N",
+            default=default,
+            help=f"{text} (default: %(default)s)",
+        )
+    _options.add_dtype(decode)
+    _options.add_seed(decode, "the prompt, and of weights for a model that has none")
+    decode.add_argument(
+        "--json", metavar="FILE", type=Path, help="write every figure to a file too"
+    )
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    """Prints how fast prompts are read and tokens chosen.
+
+    Args:
+      args: As parsed.
+
+    Returns:
+      0.
+
+    Raises:
+      ValueError: There is no such model, or its context is too short.
+      OSError: The JSON file cannot be written.
+    """
+    if args.json is not None:
+        check_writable(args.json)
+    loaded = load_or_draw(args.model, dtype=args.dtype, seed=args.seed)
+    context = loaded.model.config.max_length
+    if args.prompt_tokens + args.new_tokens > context:
+        raise ValueError(
+            f"--prompt-tokens and --new-tokens must be at most {context} together, the "
+            f"context of {args.model}, got {args.prompt_tokens} + {args.new_tokens}"
+        )
+    report = _measured(loaded, args)
+    print(_text(report))
+    if args.json is not None:
+        with replacing(args.json) as part:
+            part.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return 0
+
+
+def _measured(loaded: LoadedModel, args: argparse.Namespace) -> DecodeReport:
+    import jax
+    import numpy as np
+
+    from haiku_mqa import bench
+
+    model, params = loaded.model, loaded.params
+    draw = np.random.default_rng(args.seed)
+    prompt = draw.integers(0, model.config.vocab_size, args.prompt_tokens).tolist()
+    peers, remarks = bench.transformers_peers(model, params)
+    programs: list[bench.Program] = [bench.Ours(model, params), *peers]
+    timings, bandwidths = bench.take_turns(
+        programs,
+        prompt,
+        new_tokens=args.new_tokens,
+        repeats=args.repeats,
+        measure_bandwidth=bench.read_bandwidth,
+        on_run=say,
+    )
+    return bench.DecodeReport(
+        model=args.model,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        device=jax.devices()[0].device_kind,
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens,
+        repeats=args.repeats,
+        bandwidths=tuple(bandwidths),
+        standings=tuple(
+            bench.Standing.of(program, runs, args.prompt_tokens)
+            for program, runs in zip(programs, timings, strict=True)
+        ),
+        remarks=tuple(remarks),
+    )
+
+
+def _text(report: DecodeReport) -> str:
+    from haiku_mqa.bench.bandwidth import cores
+    from haiku_mqa.bench.report import COLUMNS
+
+    limits = ", ".join(
+        f"{s.dtype} {report.limit(s):.1f} tokens/s"
+        for s in {s.dtype: s for s in report.standings}.values()
+    )
+    lines = [
+        f"{report.model}: {report.parameters:,} parameters, on {report.device} with "
+        f"{cores()} cores",
+        f"{report.prompt_tokens} prompt tokens, {report.new_tokens} new tokens, "
+        f"medians of {report.repeats}",
+        f"memory is read at {size(report.bandwidth)}/s, so the limit is {limits}",
+        "",
+        table(COLUMNS, report.rows(), COLUMNS[2:]),
+        *report.remarks,
+    ]
+    return "\n".join(lines)

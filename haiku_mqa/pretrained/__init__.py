@@ -1,0 +1,29 @@
+"""Models out of files: weights, configs, tokenizers and chat templates.
+
+A model file is a stranger's. What is read here is checked before it is believed,
+and what cannot be meant ends in an error that says where.
+"""
+
+from haiku_mqa.pretrained.chat import render_chat
+from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
+from haiku_mqa.pretrained.llama import config_from_gguf, params_from_gguf
+from haiku_mqa.pretrained.loading import Pretrained, read_pretrained
+from haiku_mqa.pretrained.tokenizer import (
+    StreamDecoder,
+    Tokenizer,
+    tokenizer_from_gguf,
+)
+
+__all__ = [
+    "GGUFFile",
+    "GGUFTensor",
+    "Pretrained",
+    "StreamDecoder",
+    "Tokenizer",
+    "config_from_gguf",
+    "params_from_gguf",
+    "read_gguf",
+    "read_pretrained",
+    "render_chat",
+    "tokenizer_from_gguf",
+]

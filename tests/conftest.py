@@ -1,0 +1,57 @@
+"""Profiles, options and fixtures that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests import tables
+
+pytest_terminal_summary = tables.pytest_terminal_summary
+
+# No deadline anywhere: a first example compiles, and would look like a slow one.
+hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
+hypothesis.settings.register_profile(
+    "ci", max_examples=200, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
+_DEFAULT = "ci" if os.environ.get("CI", "").lower() == "true" else "dev"
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _DEFAULT))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden anew from the code as it is, instead of comparing",
+    )
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written rather than compared."""
+    return request.config.getoption("--update-golden")
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """SmolLM2-135M-Instruct's GGUF file, fetched once into the user's own cache."""
+    from haiku_mqa.zoo.entries import SMOLLM2_135M_FILE
+    from haiku_mqa.zoo.sources import fetch
+
+    return fetch(SMOLLM2_135M_FILE)
+
+
+@pytest.fixture
+def record_law(record_property):
+    """Puts a law's result into the table printed at the end."""
+    return lambda result: record_property(tables.LAW, tables.law_row(result))
+
+
+@pytest.fixture
+def record_kill(record_property):
+    """Puts a killed mutant into the table printed at the end."""
+    return lambda *kill: record_property(tables.KILL, tables.kill_row(*kill))
