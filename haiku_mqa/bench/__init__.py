@@ -5,7 +5,7 @@ and the memory's speed is measured in the same minutes, because machines are sha
 and only ratios from one run mean anything.
 """
 
-from haiku_mqa.bench.bandwidth import read_bandwidth
+from haiku_mqa.bench.bandwidth import load_remarks, read_bandwidth
 from haiku_mqa.bench.decode import Ours, Program, Timing, take_turns
 from haiku_mqa.bench.peers import transformers_peers
 from haiku_mqa.bench.report import DecodeReport, Standing
@@ -16,6 +16,7 @@ __all__ = [
     "Program",
     "Standing",
     "Timing",
+    "load_remarks",
     "read_bandwidth",
     "take_turns",
     "transformers_peers",

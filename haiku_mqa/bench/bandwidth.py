@@ -51,6 +51,22 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def load_remarks() -> list[str]:
+    """Returns a line if others keep this machine's cores busy, else none.
+
+    Call it before anything is timed, or this process counts among the others.
+    """
+    if not hasattr(os, "getloadavg"):
+        return []
+    load = os.getloadavg()[0]
+    if load < cores():
+        return []
+    return [
+        f"the machine was busy before ({load:.1f} processes ran on {cores()} cores): "
+        "programs whose threads wait for each other lose most"
+    ]
+
+
 def _of_cores(size: int, passes: int) -> float:
     # Ones and not zeros: a page that was never written need not be in memory.
     pieces = np.array_split(np.ones(size // 8, np.uint64), cores() * _PIECES)

@@ -76,7 +76,7 @@ class DecodeReport:
       repeats: How many runs each median is of.
       bandwidths: Bytes per second that memory was read at, one a repeat.
       standings: This package's first.
-      remarks: What was left out, and why.
+      remarks: What was left out, and why; and what else bears on the figures.
     """
 
     model: str
@@ -164,9 +164,9 @@ COLUMNS = (
     "program",
     "weights",
     "prefill tokens/s",
-    "ours to it",
+    "ours is",
     "decode tokens/s",
-    "ours to it",
+    "ours is",
     "of the limit",
     "same tokens",
 )

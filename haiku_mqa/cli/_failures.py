@@ -19,7 +19,14 @@ class MissingExtra(ImportError):
         )
 
 
-_TOLD_AS_THEY_ARE = (FetchError, PluginError, FloatingPointError, MissingExtra)
+_TOLD_AS_THEY_ARE = (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    FetchError,
+    PluginError,
+    MissingExtra,
+)
 
 
 def code(error: Exception) -> int:
@@ -57,6 +64,6 @@ def line(error: Exception) -> str:
         return f"{name}{error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory"
-    if isinstance(error, ValueError | OSError | _TOLD_AS_THEY_ARE) and message:
+    if isinstance(error, _TOLD_AS_THEY_ARE) and message:
         return message
     return f"unexpected {type(error).__name__}: {message} (--debug shows where)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import sys
@@ -71,7 +72,11 @@ def check_writable(path: Path) -> None:
       OSError: Its folder is not there, or ``path`` is itself a folder.
     """
     if path.is_dir():
-        raise IsADirectoryError(21, "Is a directory", str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent)
+        )
     with replacing(path) as part:
         part.touch()
         part.unlink()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 _POINTS = 72.0  # in an inch
 _SMALLEST_FONT = 5.0  # in points; smaller cannot be read in print
 _LARGEST_FONT = 10.0
+_TITLE_FONT = 12.0
+_TITLE_LETTERS = 10  # to an inch, wide ones
 _MOST_COLUMNS = 8
+# Begins at a tint, so that no attention at all is not the blank of what is to come.
+_COLOURS = ListedColormap(colormaps["YlGnBu"](np.linspace(0.1, 1.0, 256)))
 _LOOKS: Any = {
     "font.family": "sans-serif",
     "axes.edgecolor": "0.4",
@@ -50,7 +56,7 @@ def draw(
     height = -(-len(names) // width)
     side = _side(len(labels), width)
 
-    with matplotlib.rc_context(_LOOKS), warnings.catch_warnings():
+    with rc_context(_LOOKS), warnings.catch_warnings():
         # A token can be of any script, and a font has some of them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(layout="constrained")
@@ -80,8 +86,11 @@ def draw(
         bar.outline.set_visible(False)  # type: ignore[operator]
         figure.supxlabel("token looked at", fontsize=_LARGEST_FONT)
         figure.supylabel("token that looks", fontsize=_LARGEST_FONT)
-        figure.suptitle(title, fontsize=12, parse_math=False)
-        figure.set_size_inches(width * side + 2.2, height * (side + 0.3) + 1.2)
+        inches = width * side + 2.2
+        wrapped = textwrap.fill(title, int(inches * _TITLE_LETTERS))
+        figure.suptitle(wrapped, fontsize=_TITLE_FONT, parse_math=False)
+        lines = 1 + wrapped.count("\n")
+        figure.set_size_inches(inches, height * (side + 0.3) + 1.0 + 0.2 * lines)
         figure.savefig(path, dpi=_dpi(width * side, height * side))
 
 
@@ -89,7 +98,7 @@ def _draw_map(axes: Axes, weights: np.ndarray, name: str) -> None:
     later = np.triu(np.ones(weights.shape, bool), k=1)
     axes.imshow(
         np.ma.masked_array(weights, later),
-        cmap="viridis",
+        cmap=_COLOURS,
         vmin=0.0,
         vmax=1.0,
         interpolation="nearest",

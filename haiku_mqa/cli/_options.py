@@ -37,6 +37,23 @@ class Parser(argparse.ArgumentParser):
         """Raises ``UsageError`` where argparse would print usage and exit."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def refuse(self, word: str) -> NoReturn:
+        """Raises ``UsageError`` for a word that is no option or one too many.
+
+        Args:
+          word: As it was typed.
+        """
+        if word.startswith("-") and len(word) > 1:
+            name = word.partition("=")[0]
+            allowed = [
+                option
+                for action in self._actions
+                for option in action.option_strings
+                if option.startswith("--")
+            ]
+            self.error(str(unknown_name("option", name, allowed)))
+        self.error(f"one word too many: {word!r}; put a text with spaces in quotes")
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             what = "value" if action.option_strings else "verb"

@@ -45,6 +45,20 @@ def table(
     return "\n".join(map(line, [head, *rows]))
 
 
+def counted(count: int, thing: str) -> str:
+    """Returns so many things, in words.
+
+    Args:
+      count: How many.
+      thing: One of them; an s makes it several.
+
+    Example:
+      >>> counted(1, "token"), counted(1024, "token")
+      ('1 token', '1,024 tokens')
+    """
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
 def size(count: float) -> str:
     """Returns a number of bytes in the unit that suits it.
 

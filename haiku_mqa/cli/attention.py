@@ -12,7 +12,7 @@ from haiku_mqa.cli import _options
 from haiku_mqa.cli._failures import MissingExtra
 from haiku_mqa.cli._files import check_argument, check_writable, replacing
 from haiku_mqa.cli._models import load_or_draw
-from haiku_mqa.cli._screen import quoted
+from haiku_mqa.cli._screen import counted, quoted
 from haiku_mqa.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ def run(args: argparse.Namespace) -> int:
             title=f"{args.model} reads {quoted(text, 60)}",
             path=part,
         )
+    pictured = counted(len(layers) * len(heads), "heat map")
     print(
-        f"{output}: {len(layers) * len(heads)} heat maps of {len(ids)} tokens "
+        f"{output}: {pictured} of {counted(len(ids), 'token')} "
         f"(layers {_listed(layers)}; heads {_listed(heads)})"
     )
     return 0
@@ -179,7 +180,7 @@ def _visible(token: str) -> str:
 
 _VISIBLE: dict[int, str] = {
     **{code: f"x{code:02X}" for code in (*range(0x20), 0x7F)},
-    ord(" "): "␣",
+    ord(" "): "·",
     ord("\n"): "⏎",
     ord("\t"): "⇥",
 }

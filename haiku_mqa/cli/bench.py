@@ -108,9 +108,10 @@ def _measured(loaded: LoadedModel, args: argparse.Namespace) -> DecodeReport:
     from haiku_mqa import bench
 
     model, params = loaded.model, loaded.params
+    remarks = bench.load_remarks()
     draw = np.random.default_rng(args.seed)
     prompt = draw.integers(0, model.config.vocab_size, args.prompt_tokens).tolist()
-    peers, remarks = bench.transformers_peers(model, params)
+    peers, absent = bench.transformers_peers(model, params)
     programs: list[bench.Program] = [bench.Ours(model, params), *peers]
     timings, bandwidths = bench.take_turns(
         programs,
@@ -132,7 +133,7 @@ def _measured(loaded: LoadedModel, args: argparse.Namespace) -> DecodeReport:
             bench.Standing.of(program, runs, args.prompt_tokens)
             for program, runs in zip(programs, timings, strict=True)
         ),
-        remarks=tuple(remarks),
+        remarks=(*absent, *remarks),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._files import check_argument, read_text
 from haiku_mqa.cli._models import load_model
+from haiku_mqa.cli._screen import counted
 
 if TYPE_CHECKING:
     from haiku_mqa.zoo.loading import LoadedModel
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         figures = _write(_pieces(loaded, ids, budget, args))
     finally:
         sys.stdout.write("\n")  # whatever comes next begins a line
-    print(f"{len(ids)} prompt tokens · {figures}")
+    print(f"{counted(len(ids), 'prompt token')} · {figures}")
     return 0
 
 
@@ -175,16 +176,16 @@ def _budget(loaded: LoadedModel, ids: list[int], args: argparse.Namespace) -> in
     left = context - len(ids)
     if left < 1:
         raise ValueError(
-            f"the prompt has {len(ids)} tokens, and the context of {args.model} holds "
-            f"{context}, new tokens included"
+            f"the prompt has {counted(len(ids), 'token')}, and the context of "
+            f"{args.model} holds {context:,}, new tokens included"
         )
     if args.max_new_tokens is None:
         return min(_DEFAULT_NEW_TOKENS, left)
     if args.max_new_tokens > left:
         raise ValueError(
             f"--max-new-tokens must be at most {left}, got {args.max_new_tokens}: the "
-            f"prompt has {len(ids)} tokens, and the context of {args.model} holds "
-            f"{context}"
+            f"prompt has {counted(len(ids), 'token')}, and the context of "
+            f"{args.model} holds {context:,}"
         )
     return args.max_new_tokens
 
@@ -223,7 +224,7 @@ def _write(pieces: Iterator[tuple[str, int]]) -> str:
         sys.stdout.write(text)
         sys.stdout.flush()
     first = (times[0] if times else time.perf_counter()) - start
-    figures = f"{len(times)} new tokens · {first:.1f} s to first token"
+    figures = f"{counted(len(times), 'new token')} · {first:.1f} s to first token"
     if len(times) > 2:
         rate = (len(times) - 2) / (times[-1] - times[1])
         figures += f" · {rate:.1f} tokens/s"

@@ -106,9 +106,11 @@ class _Version(argparse.Action):
 def _run(words: list[str]) -> int:
     parser = build_parser()
     try:
-        args = parser.parse_args(words)
+        args, surplus = parser.parse_known_args(words)
     except SystemExit as asked_for:  # --help and --version
         return int(asked_for.code or 0)
+    if surplus:
+        args.parser.refuse(surplus[0])
     if args.run is None:
         args.parser.print_help(sys.stderr)
         return 2

@@ -94,8 +94,7 @@ def _plain(value: Any) -> Any:
 
 def _text(card: dict[str, Any]) -> str:
     counts = [
-        [part.replace("_", "-"), f"{count:,}"]
-        for part, count in card["parameters"].items()
+        [_part(part, card), f"{count:,}"] for part, count in card["parameters"].items()
     ]
     bytes_of = {
         "weights": card["weight_bytes"],
@@ -121,6 +120,11 @@ def _text(card: dict[str, Any]) -> str:
             table(["config", ""], fields),
         ]
     )
+
+
+def _part(part: str, card: dict[str, Any]) -> str:
+    tied = part == "unembed" and card["config"].get("tie_embeddings")
+    return "unembed (tied)" if tied else part.replace("_", "-")
 
 
 _DTYPES = ("float32", "bfloat16", "int8")

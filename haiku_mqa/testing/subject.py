@@ -55,7 +55,7 @@ class Subject:
         )
         if params is None:
             tokens = jnp.zeros((BATCH, LENGTH), jnp.int32)
-            params = disturb(decoder.init(jax.random.key(0), tokens))
+            params = disturb(jax.jit(decoder.init)(jax.random.key(0), tokens))
         self.params = params
 
     @property

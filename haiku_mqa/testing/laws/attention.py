@@ -42,6 +42,21 @@ def _compiled(attention: Attention) -> Attention:
     return jax.jit(lambda q, k, v, mask: attention(q, k, v, mask))
 
 
+@functools.lru_cache(maxsize=64)
+def _unmasked(attention: Attention) -> Attention:
+    return jax.jit(lambda q, k, v: attention(q, k, v, None))
+
+
+@functools.lru_cache(maxsize=64)
+def _derived(attention: Attention) -> Callable[..., tuple[jax.Array, ...]]:
+    """Gradients of some loss with respect to query, key and value."""
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.sin(attention(q, k, v, mask)).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
 def _repeated(attention: Attention, case: Case) -> float:
     """Each head copied to its group, in order: multi-head attention."""
     q, k, v, mask = _inputs(case)
@@ -106,12 +121,9 @@ def _gradients(attention: Attention, case: Case) -> float:
     q, k, v, mask = _inputs(case)
     group = N // case[1]
 
-    def shared(k: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.sin(attention(q, k, v, mask)).sum()
-
     many = jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2)
-    gradients = jax.grad(shared, argnums=(0, 1))(k, v)
-    copies = jax.grad(shared, argnums=(0, 1))(*many)
+    gradients = _derived(attention)(q, k, v, mask)[1:]
+    copies = _derived(attention)(q, *many, mask)[1:]
     summed = [g.reshape(B, S, case[1], group, -1).sum(axis=3) for g in copies]
     return max(gap(a, b) for a, b in zip(gradients, summed, strict=True))
 
@@ -122,8 +134,7 @@ def _empty_row(attention: Attention, case: Case) -> float:
     empty = case[0] % T
     mask = mask.at[:, :, empty].set(False)
     out = _compiled(attention)(q, k, v, mask)
-    loss = lambda *args: jnp.sin(attention(*args, mask)).sum()  # noqa: E731
-    gradients = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+    gradients = _derived(attention)(q, k, v, mask)
     finite = all(bool(jnp.isfinite(g).all()) for g in gradients)
     still = not bool(gradients[0][:, empty].any())
     return gap(out[:, empty], 0.0) if finite and still else INF
@@ -141,8 +152,8 @@ def _query_order(attention: Attention, case: Case) -> float:
     """Without a mask, permuting queries permutes outputs."""
     q, k, v, _ = _inputs(case)
     order = np.random.default_rng(case[0]).permutation(T)
-    out = attention(q, k, v, None)
-    return gap(attention(q[:, order], k, v, None), out[:, order])
+    unmasked = _unmasked(attention)
+    return gap(unmasked(q[:, order], k, v), unmasked(q, k, v)[:, order])
 
 
 def _convexity(attention: Attention, case: Case) -> float:
@@ -180,7 +191,7 @@ def _second_order(attention: Attention, case: Case) -> float:
         draw = np.random.default_rng(case[0])
         q, k, v = (draw.standard_normal((1, 4, heads, 3)) for heads in (2, 1, 1))
         mask = np.tril(np.ones((4, 4), bool))
-        function = lambda q, k, v: attention(q, k, v, jnp.asarray(mask))  # noqa: E731
+        function = jax.jit(lambda q, k, v: attention(q, k, v, jnp.asarray(mask)))
         try:
             check_grads(function, (q, k, v), order=2, atol=CLOSE, rtol=CLOSE)
         except AssertionError:
