@@ -1,4 +1,4 @@
-"""How the documentation is built: ``sphinx-build -W --keep-going -b html docs docs/_build``."""
+"""How the documentation is built; docs/contributing.md has the command."""
 
 import sys
 from importlib import metadata

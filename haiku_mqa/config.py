@@ -434,7 +434,7 @@ def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
       num_heads: N, query heads.
       num_kv_heads: K, key/value heads; must divide N.
     """
-    if num_heads % num_kv_heads:
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
         divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
         raise ValueError(
             f"num_kv_heads must divide num_heads = {num_heads}, got {num_kv_heads}; "

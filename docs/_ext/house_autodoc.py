@@ -48,7 +48,7 @@ def tidy(
         if line.strip() in ("Returns:", "Yields:"):
             prose = re.match(r"(\s*\w+ [^:`]*): (.*)", lines[at + 1])
             if prose:
-                lines[at + 1] = f"{prose[1]} – {prose[2]}"
+                lines[at + 1] = f"{prose[1]}; {prose[2]}"
 
 
 def setup(app: Any) -> dict[str, bool]:

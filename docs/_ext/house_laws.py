@@ -1,4 +1,4 @@
-"""``{laws} decoder`` and ``{laws} attention``: the tables of laws, as the code has them."""
+"""``{laws} decoder`` and ``{laws} attention``: tables of laws, as the code has them."""
 
 from __future__ import annotations
 

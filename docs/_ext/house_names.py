@@ -72,10 +72,14 @@ def shortest(name: str) -> str:
 def summary(name: str) -> str:
     """Returns the first sentence of a thing's docstring."""
     thing = public()[name]
-    # A constant's docstring would be that of its type.
-    has_own = inspect.isclass(thing) or inspect.isroutine(thing)
-    text = inspect.getdoc(thing) if has_own or inspect.ismodule(thing) else ""
-    return " ".join((text or "").partition("\n\n")[0].split())
+    if not has_docstring(thing):
+        return f"A constant: {type(thing).__name__}."
+    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def has_docstring(thing: Any) -> bool:
+    """Returns whether a docstring would be its own; a constant's is its type's."""
+    return inspect.isclass(thing) or inspect.isroutine(thing) or inspect.ismodule(thing)
 
 
 def setup(app: Any) -> dict[str, bool]:

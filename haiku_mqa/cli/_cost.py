@@ -34,8 +34,8 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
     Example:
       >>> from haiku_mqa.zoo.entries import mqa_decoder
       >>> counts = parameters(mqa_decoder())
-      >>> counts["embedding"], counts["unembed"], sum(counts.values()) // 2
-      (16384, 0, 266752)
+      >>> counts["embedding"], counts["attention"], counts["total"]
+      (16384, 56160, 272608)
     """
     rng = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)

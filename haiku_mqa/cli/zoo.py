@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
     parser = _options.add_verb(
         verbs,
         "zoo",
-        help="list installed models, tell what one costs, hold one to the laws",
+        help="list models, tell what one costs, hold one to the laws",
         run=None,
         epilog=_EPILOG,
     )

@@ -81,13 +81,18 @@ def test_list_of_nothing_says_so(run, monkeypatch):
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    """Fails the test where weights are fetched or made."""
+    """Fails the test where weights are fetched, or drawn and not only traced."""
+    draw = jax.random.truncated_normal
 
-    def fail(*args, **kwargs):
-        raise AssertionError("weights were asked for")
+    def fail(source):
+        raise AssertionError("weights were fetched")
+
+    def trace(rng, *args, **options):
+        assert isinstance(rng, jax.core.Tracer), "weights were drawn"
+        return draw(rng, *args, **options)
 
     monkeypatch.setattr("haiku_mqa.zoo.entries.fetch", fail)
-    monkeypatch.setattr(jax.random, "truncated_normal", fail)
+    monkeypatch.setattr(jax.random, "truncated_normal", trace)
 
 
 def test_info_tells_the_cost_of_a_model_that_was_never_fetched(run, no_weights):
