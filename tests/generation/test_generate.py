@@ -109,6 +109,13 @@ def test_sampled_tokens_depend_on_the_rng():
     assert _sampled(PROMPTS, 0) != _sampled(PROMPTS, 1)
 
 
+def test_each_token_of_a_row_is_drawn_anew():
+    blank = jax.tree.map(jnp.zeros_like, example_params(NAME))  # all are as likely
+    options = {"sampling": HOT, "rng": jax.random.key(0)}
+    result = generate(example(NAME), blank, PROMPTS, max_new_tokens=12, **options)
+    assert all(len(set(tokens)) > 4 for tokens in result.tokens)
+
+
 def test_sampled_tokens_are_the_same_for_old_and_new_keys():
     old = jax.random.PRNGKey(3)
     assert _sampled(PROMPTS, rng=old) == _sampled(PROMPTS, 3)
