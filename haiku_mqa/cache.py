@@ -18,6 +18,12 @@ class LayerCache:
     Attributes:
       keys: ``[B, S, K, H]``, after rotary positions.
       values: ``[B, S, K, v]``.
+
+    Example:
+      >>> empty = LayerCache(jnp.zeros((1, 4, 1, 2)), jnp.zeros((1, 4, 1, 2)))
+      >>> one = jnp.ones((1, 1, 1, 2))
+      >>> empty.write(jnp.array([[2]]), one, one).keys[0, :, 0, 0].tolist()
+      [0.0, 0.0, 1.0, 0.0]
     """
 
     keys: jax.Array
@@ -109,7 +115,7 @@ def init_cache(
       ValueError: ``batch_size`` or ``max_length`` is below one.
     """
     for name, size in (("batch_size", batch_size), ("max_length", max_length)):
-        if size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {size}")
     dtype = jnp.dtype(dtype or config.dtype)
     rows = (batch_size, max_length)

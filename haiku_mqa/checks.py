@@ -31,6 +31,11 @@ def check_params(params: Mapping[str, Mapping[str, Any]], expected: Shapes) -> N
     Raises:
       ValueError: The trees differ, or a parameter is not floating point.
     """
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            "params must map module paths to parameters, as init makes them, "
+            f"got {type(params).__name__}"
+        )
     given = _leaves(params)
     wanted = _leaves(expected)
     faults = [f"missing {path}" for path in wanted if path not in given]
@@ -201,14 +206,13 @@ def _check_cache(config: DecoderConfig, tokens: Any, mask: Any, cache: KVCache) 
             f"cache must have one row for each row of tokens, {batch}, "
             f"got {cache.batch_size}"
         )
-    heads = (config.num_kv_heads, config.key_size)
-    if len(cache.layers) != config.num_layers or any(
-        layer.keys.shape[2:] != heads for layer in cache.layers
-    ):
-        first = cache.layers[0].keys.shape[2:] if cache.layers else ()
+    heads = (config.num_kv_heads, config.key_size, config.value_size)
+    stored = {(*layer.keys.shape[2:], layer.values.shape[-1]) for layer in cache.layers}
+    if len(cache.layers) != config.num_layers or stored != {heads}:
         raise ValueError(
-            f"cache must have {config.num_layers} layers of heads [K, H] = "
-            f"{list(heads)}, got {len(cache.layers)} of {list(first)}"
+            f"cache must have {config.num_layers} layers with K, H and value size "
+            f"{list(heads)}, got {len(cache.layers)} with "
+            f"{', '.join(str(list(found)) for found in sorted(stored))}"
         )
     if isinstance(cache.lengths, Tracer) or isinstance(mask, Tracer):
         return

@@ -25,6 +25,11 @@ class LinearScaling:
 
     Attributes:
       factor: How many times longer the context is than the trained one, >= 1.
+
+    Example:
+      >>> LinearScaling(factor=0.5)
+      Traceback (most recent call last):
+      ValueError: rope_scaling.factor must be a number >= 1, got 0.5
     """
 
     factor: float
@@ -46,6 +51,12 @@ class Llama3Scaling:
       high_freq_factor: Wavelengths below ``original_max_length /
         high_freq_factor`` tokens are left as they are.
       original_max_length: Context of the first training, in tokens.
+
+    Example:
+      >>> scaling = Llama3Scaling(factor=8.0, low_freq_factor=1.0,
+      ...     high_freq_factor=4.0, original_max_length=8192)
+      >>> scaling.factor
+      8.0
     """
 
     factor: float
@@ -80,6 +91,10 @@ class YarnScaling:
       beta_slow: Rotations below which a frequency is interpolated whole.
       attention_factor: Multiplies the rotated vectors; ``None`` takes the paper's
         ``0.1 * ln(factor) + 1``.
+
+    Example:
+      >>> YarnScaling(factor=4.0, original_max_length=4096).beta_fast
+      32.0
     """
 
     factor: float

@@ -7,15 +7,32 @@ from collections.abc import Iterable
 
 
 class FormatError(ValueError):
-    """A file that is damaged, truncated, or not of the format it claims."""
+    """A file that is damaged, truncated, or not of the format it claims.
+
+    Example:
+      >>> issubclass(FormatError, ValueError)
+      True
+    """
 
 
 class FetchError(RuntimeError):
-    """Weights that could not be brought to this machine."""
+    """Weights that could not be brought to this machine.
+
+    Example:
+      >>> raise FetchError("no network")
+      Traceback (most recent call last):
+      haiku_mqa.errors.FetchError: no network
+    """
 
 
 class PluginError(RuntimeError):
-    """A plugin of a model zoo that could not be used; names its distribution."""
+    """A plugin of a model zoo that could not be used; names its distribution.
+
+    Example:
+      >>> raise PluginError("entry 'tiny' of tiny-zoo 1.0: ImportError: no torch")
+      Traceback (most recent call last):
+      haiku_mqa.errors.PluginError: entry 'tiny' of tiny-zoo 1.0: ImportError: no torch
+    """
 
 
 def unknown_name(field: str, value: str, allowed: Iterable[str]) -> ValueError:

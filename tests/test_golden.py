@@ -13,7 +13,7 @@ import pytest
 
 from tests.models import EXAMPLES, example
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden" / "parameters"
 
 
 def _tree(name: str) -> dict[str, list]:

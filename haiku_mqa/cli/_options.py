@@ -110,8 +110,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME_OR_PATH",
         default=DEFAULT_MODEL,
-        help="a name that 'zoo list' shows, a .gguf file, or a folder of weights "
-        "(default: %(default)s)",
+        help="a name that 'zoo list' shows, or a .gguf file (default: %(default)s)",
     )
 
 

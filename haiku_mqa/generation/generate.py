@@ -27,6 +27,10 @@ class GenerationResult:
         token are not among them.
       finish_reasons: For each prompt ``"end"`` where an end token came, ``"length"``
         where ``max_new_tokens`` did.
+
+    Example:
+      >>> GenerationResult(tokens=[[5, 6], []], finish_reasons=["length", "end"]).tokens
+      [[5, 6], []]
     """
 
     tokens: list[list[int]]

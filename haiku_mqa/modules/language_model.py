@@ -15,6 +15,7 @@ from haiku_mqa.modules.context import make_context
 from haiku_mqa.modules.decoder import TransformerDecoder
 from haiku_mqa.modules.dropout import maybe_dropout
 from haiku_mqa.modules.embed import Embed
+from haiku_mqa.ops.numerics import wide_einsum
 
 
 class DecoderOutput(NamedTuple):
@@ -26,6 +27,10 @@ class DecoderOutput(NamedTuple):
       cache: The cache after these tokens; ``None`` if none was given.
       attention: Each layer's weights, float32 ``[B, N, T, S]``, where they were
         asked for; else ``None``.
+
+    Example:
+      >>> DecoderOutput(jnp.zeros((1, 3, 256)), cache=None, attention=None).logits.shape
+      (1, 3, 256)
     """
 
     logits: jax.Array
@@ -130,9 +135,7 @@ class DecoderLM(hk.Module):
             matrix, product = embed.table, "btd,vd->btv"
         else:
             matrix, product = Unembed(config, name="unembed")(), "btd,dv->btv"
-        logits = jnp.einsum(
-            product, x, matrix.astype(x.dtype), preferred_element_type=jnp.float32
-        )
+        logits = wide_einsum(product, x, matrix.astype(x.dtype))
         if config.final_logit_softcap is not None:
             cap = config.final_logit_softcap
             logits = cap * jnp.tanh(logits / cap)

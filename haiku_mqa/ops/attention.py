@@ -12,7 +12,7 @@ import numpy as np
 
 from haiku_mqa.config import check_kv_heads
 from haiku_mqa.ops.masks import broadcast_mask
-from haiku_mqa.ops.numerics import dropout, wide_dtype
+from haiku_mqa.ops.numerics import dropout, wide_einsum
 
 # Far below any logit, and finite: the difference of two of them is zero, where
 # that of two infinities would be NaN. Logits are float32 whatever the inputs are.
@@ -110,12 +110,9 @@ def multi_query_attention(
     keys, kv_heads = key.shape[1:3]
     check_kv_heads(heads, kv_heads)
     group = heads // kv_heads
-    wide = wide_dtype(query.dtype)
 
     grouped = query.reshape(batch, queries, kv_heads, group, size)
-    logits = jnp.einsum(  # [B, K, G, T, S]
-        "btkgh,bskh->bkgts", grouped, key, preferred_element_type=wide
-    )
+    logits = wide_einsum("btkgh,bskh->bkgts", grouped, key)  # [B, K, G, T, S]
     logits = logits.reshape(batch, heads, queries, keys)  # [B, N, T, S]
     logits = logits * (1 / math.sqrt(size) if scale is None else scale)
     if softcap is not None:
@@ -133,11 +130,10 @@ def multi_query_attention(
         exps = dropout(exps, dropout_rate, dropout_rng)
 
     # Dividing after the product with the values is T * v divisions, not T * S.
-    summed = jnp.einsum(  # [B, T, K, G, v]
+    summed = wide_einsum(  # [B, T, K, G, v]
         "bkgts,bskv->btkgv",
         exps.reshape(batch, kv_heads, group, queries, keys).astype(value.dtype),
         value,
-        preferred_element_type=wide,
     ).reshape(batch, queries, heads, -1)
     output = (summed / total.swapaxes(1, 2)).astype(value.dtype)
     return (output, exps / total) if return_weights else output

@@ -23,6 +23,37 @@ def wide_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
+def wide_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns ``jnp.einsum`` of two arrays, summed and returned in the wide dtype.
+
+    Args:
+      equation: As ``jnp.einsum``'s.
+      x: Left array.
+      y: Right array, of the same dtype.
+
+    Returns:
+      float32, or float64 where the inputs are.
+
+    Example:
+      >>> x = jnp.full(300, 1.0, jnp.bfloat16)
+      >>> wide_einsum("i,i->", x, x), jnp.einsum("i,i->", x, x).dtype.name
+      (Array(300., dtype=float32), 'bfloat16')
+    """
+    wide = wide_dtype(x.dtype)
+    if x.dtype == wide:
+        return jnp.einsum(equation, x, y)
+
+    def widened(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.einsum(equation, x.astype(wide), y.astype(wide))
+
+    def accumulated(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.einsum(equation, x, y, preferred_element_type=wide)
+
+    # On a CPU a half-precision product that sums in float32 has no fast kernel, and
+    # the conversion is fused into the float32 one; elsewhere it is what hardware does.
+    return jax.lax.platform_dependent(x, y, cpu=widened, default=accumulated)
+
+
 def dropout(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
     """Drops numbers at random and scales the rest, so that the mean stays.
 

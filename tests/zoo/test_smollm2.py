@@ -41,7 +41,9 @@ def golden():
 
 @pytest.fixture(scope="module")
 def forward(loaded):
-    return jax.jit(lambda tokens: loaded.model.apply(loaded.params, None, tokens).logits)
+    return jax.jit(
+        lambda tokens: loaded.model.apply(loaded.params, None, tokens).logits
+    )
 
 
 def in_chunks(loaded, tokens):
