@@ -133,7 +133,9 @@ def test_cache_for_other_rows_is_refused():
 @pytest.mark.parametrize("other", ["multi_head", "grouped", "capped"])
 def test_cache_of_another_model_is_refused(other):
     assert EXAMPLES[other].num_kv_heads != EXAMPLES[NAME].num_kv_heads
-    with pytest.raises(ValueError, match=r"cache must have 2 layers with K, H and value size"):
+    with pytest.raises(
+        ValueError, match=r"cache must have 2 layers with K, H and value size"
+    ):
         _call(cache=example(other).init_cache(2, 8))
 
 

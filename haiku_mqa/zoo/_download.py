@@ -10,13 +10,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from haiku_mqa.errors import FetchError
 from haiku_mqa.zoo._workspace import files_under
-
-if TYPE_CHECKING:
-    from haiku_mqa.zoo.sources import PackagedFile
+from haiku_mqa.zoo.packaged_file import PackagedFile
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 2.0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Params, build
 from haiku_mqa.modules.functional import classic_config
-from haiku_mqa.zoo.sources import PackagedFile, fetch
+from haiku_mqa.zoo.packaged_file import PackagedFile
+from haiku_mqa.zoo.sources import fetch
 from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from haiku_mqa.zoo.sources import PackagedFile
+from haiku_mqa.zoo.packaged_file import PackagedFile
 
 MakeWheel = Callable[..., Path]
 TINY_MEMBER = "tiny_weights/tiny.gguf"

