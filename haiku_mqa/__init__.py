@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from haiku_mqa.errors import FetchError, FormatError, PluginError
     from haiku_mqa.generation import GenerationResult, Sampling, generate, stream
+    from haiku_mqa.heads import convert_heads
     from haiku_mqa.model import Model, build
     from haiku_mqa.modules import (
         DecoderLM,
@@ -62,6 +63,7 @@ _HOME = {
     "Sampling": "generation",
     "generate": "generation",
     "stream": "generation",
+    "convert_heads": "heads",
     "LoadedModel": "zoo.loading",
     "load_pretrained": "zoo.loading",
 }
@@ -89,6 +91,7 @@ __all__ = [
     "YarnScaling",
     "build",
     "causal_mask",
+    "convert_heads",
     "feed_forward",
     "generate",
     "generation",
