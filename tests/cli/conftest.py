@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,6 +68,8 @@ def run_python() -> Run:
 @pytest.fixture
 def start():
     """``start("generate", ...)`` begins a command in a process of its own."""
+    # A test run in the background ignores interrupts, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
 
         def begin(*words: object, **options: object) -> subprocess.Popen[str]:
