@@ -443,11 +443,14 @@ _DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
 
 
 def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
-    """Raises ``ValueError`` where query heads cannot share key/value heads evenly.
+    """Refuses numbers of heads that cannot be shared evenly.
 
     Args:
       num_heads: N, query heads.
       num_kv_heads: K, key/value heads; must divide N.
+
+    Raises:
+      ValueError: K does not divide N; the message lists what does.
     """
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]

@@ -76,6 +76,7 @@ class Model:
         logits_at: jax.Array | None = None,
         is_training: bool = False,
         return_attention: bool = False,
+        return_hidden: bool = False,
     ) -> DecoderOutput:
         """Reads tokens causally; one call for training, prefill and decode.
 
@@ -93,13 +94,16 @@ class Model:
           cache: The past, from ``init_cache`` or an earlier call; S is then its
             capacity. It is not changed: the result has the next one.
           logits_at: int32 ``[B, M]``, at which of the T places logits are wanted;
-            at all if ``None``.
+            at all if ``None``, at none where M is 0.
           is_training: Whether dropout acts.
           return_attention: Whether attention weights are returned.
+          return_hidden: Whether the vectors that logits are made from are returned,
+            those of all T places whatever ``logits_at`` says.
 
         Returns:
           ``DecoderOutput``: float32 logits ``[B, T, V]``, the cache after these
-          tokens or ``None``, and attention weights or ``None``.
+          tokens or ``None``, attention weights or ``None``, and hidden vectors
+          ``[B, T, D]`` or ``None``.
 
         Raises:
           ValueError: An argument does not fit; the message names it, its value, and
@@ -128,6 +132,7 @@ class Model:
             logits_at=_as_array(logits_at, jnp.int32),
             is_training=is_training,
             return_attention=return_attention,
+            return_hidden=return_hidden,
         )
 
     def init_cache(

@@ -52,7 +52,7 @@ THIRD_PARTY = {
     "orbax": {"training"},
     "safetensors": {"pretrained", "training"},
     "gguf": {"pretrained"},
-    "tokenizers": {"pretrained"},
+    "tokenizers": {"pretrained", "training"},
     "jinja2": {"pretrained"},
     "tqdm": {"zoo", "cli"},
     "matplotlib": {"cli"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sys
@@ -19,8 +20,10 @@ def evaluate_types(app: Any) -> None:
         for thing in vars(module).values() if name.startswith("haiku_mqa") else ():
             if inspect.isclass(thing) and thing.__module__ == name:
                 constructor = inspect.unwrap(thing.__init__)
-                if inspect.isfunction(constructor):
-                    constructor.__annotations__ = typing.get_type_hints(constructor)
+                # A type that only another library knows by that name stays text.
+                with contextlib.suppress(NameError):
+                    if inspect.isfunction(constructor):
+                        constructor.__annotations__ = typing.get_type_hints(constructor)
 
 
 def skip_fields(

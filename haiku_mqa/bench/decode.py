@@ -42,7 +42,15 @@ class Program(Protocol):
     weight_bytes: int
 
     def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
-        """Continues a prompt greedily by exactly ``new_tokens`` tokens."""
+        """Continues a prompt greedily by exactly ``new_tokens`` tokens.
+
+        Args:
+          prompt: Token ids.
+          new_tokens: How many tokens are to be chosen.
+
+        Returns:
+          How long it took, and the tokens.
+        """
         ...
 
 
@@ -63,7 +71,15 @@ class Ours:
         self._params = params
 
     def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
-        """Continues a prompt greedily by exactly ``new_tokens`` tokens."""
+        """Continues a prompt greedily by exactly ``new_tokens`` tokens.
+
+        Args:
+          prompt: Token ids.
+          new_tokens: How many tokens are to be chosen.
+
+        Returns:
+          How long it took, and the tokens.
+        """
         tokens: list[int] = []
         first = start = time.perf_counter()
         for [new] in stream(

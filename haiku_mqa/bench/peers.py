@@ -103,7 +103,15 @@ class TransformersPeer:
         self._llama = llama.to(getattr(torch, dtype)).eval()
 
     def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
-        """Continues a prompt greedily by exactly ``new_tokens`` tokens."""
+        """Continues a prompt greedily by exactly ``new_tokens`` tokens.
+
+        Args:
+          prompt: Token ids.
+          new_tokens: How many tokens are to be chosen.
+
+        Returns:
+          How long it took, and the tokens.
+        """
         torch = importlib.import_module("torch")
         with torch.inference_mode():
             ids = torch.tensor([list(prompt)])

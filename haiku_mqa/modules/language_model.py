@@ -27,6 +27,8 @@ class DecoderOutput(NamedTuple):
       cache: The cache after these tokens; ``None`` if none was given.
       attention: Each layer's weights, float32 ``[B, N, T, S]``, where they were
         asked for; else ``None``.
+      hidden: ``[B, T, D]`` in the config's ``dtype``, what logits are made from,
+        where it was asked for; else ``None``.
 
     Example:
       >>> DecoderOutput(jnp.zeros((1, 3, 256)), cache=None, attention=None).logits.shape
@@ -36,6 +38,7 @@ class DecoderOutput(NamedTuple):
     logits: jax.Array
     cache: KVCache | None
     attention: tuple[jax.Array, ...] | None
+    hidden: jax.Array | None = None
 
 
 class DecoderLM(hk.Module):
@@ -67,6 +70,7 @@ class DecoderLM(hk.Module):
         logits_at: jax.Array | None = None,
         is_training: bool = False,
         return_attention: bool = False,
+        return_hidden: bool = False,
     ) -> DecoderOutput:
         """Reads tokens causally; one call for training, prefill and decode.
 
@@ -81,12 +85,15 @@ class DecoderLM(hk.Module):
             addition to causality.
           cache: The past, if there is one; S is then its capacity.
           logits_at: int32 ``[B, M]``, at which of the T places logits are wanted;
-            at all if ``None``.
+            at all if ``None``, at none where M is 0.
           is_training: Whether dropout acts; needs an rng.
           return_attention: Whether attention weights are returned.
+          return_hidden: Whether the vectors that logits are made from are returned,
+            those of all T places whatever ``logits_at`` says.
 
         Returns:
-          Logits, the cache after these tokens, and attention weights if asked for.
+          Logits, the cache after these tokens, and attention weights and hidden
+          vectors if asked for.
         """
         config = self.config
         context, after = make_context(
@@ -126,7 +133,8 @@ class DecoderLM(hk.Module):
         logits = self._logits(x, embed)
         if after is not None and stack.layers is not None:
             after = dataclasses.replace(after, layers=stack.layers)
-        return DecoderOutput(logits, after, stack.attention)
+        hidden = stack.x if return_hidden else None
+        return DecoderOutput(logits, after, stack.attention, hidden)
 
     @hk.transparent
     def _logits(self, x: jax.Array, embed: Embed) -> jax.Array:

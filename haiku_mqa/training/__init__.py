@@ -1,0 +1,65 @@
+"""From text to a trained model: data, loss, optimizer and step."""
+
+from haiku_mqa.training._tokenizer import Tokenizer
+from haiku_mqa.training.corpus import Corpus, read_corpus, split
+from haiku_mqa.training.data import (
+    Batch,
+    RandomWindows,
+    encode_corpus,
+    encode_documents,
+    validation_batches,
+)
+from haiku_mqa.training.loss import Loss, chunked_cross_entropy, cross_entropy
+from haiku_mqa.training.optimizer import (
+    clip_by_global_norm,
+    decay_mask,
+    make_optimizer,
+)
+from haiku_mqa.training.optimizer_config import OptimizerConfig, learning_rate_at
+from haiku_mqa.training.packing import PackedDocuments
+from haiku_mqa.training.state import (
+    Metrics,
+    TrainingBatch,
+    TrainState,
+    init_train_state,
+)
+from haiku_mqa.training.step import make_loss, make_train_step
+from haiku_mqa.training.tokenizers import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = [
+    "Batch",
+    "BytePairTokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "Corpus",
+    "Loss",
+    "Metrics",
+    "OptimizerConfig",
+    "PackedDocuments",
+    "RandomWindows",
+    "Tokenizer",
+    "TrainState",
+    "TrainingBatch",
+    "chunked_cross_entropy",
+    "clip_by_global_norm",
+    "cross_entropy",
+    "decay_mask",
+    "encode_corpus",
+    "encode_documents",
+    "init_train_state",
+    "learning_rate_at",
+    "load_tokenizer",
+    "make_loss",
+    "make_optimizer",
+    "make_train_step",
+    "read_corpus",
+    "split",
+    "train_tokenizer",
+    "validation_batches",
+]

@@ -1,0 +1,43 @@
+"""Files that are whole, or are not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file that a crash leaves either as it was or as it should be.
+
+    Args:
+      path: Where it goes; what is there is replaced.
+      data: All of its bytes.
+
+    Raises:
+      OSError: The folder is not there, cannot be written or is full. The file stays
+        as it was, and nothing is left beside it.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened to be synced
+    with contextlib.suppress(OSError):  # some file systems refuse; it is in place
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
