@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class Subject:
 
     def step(self, tokens: np.ndarray, cache: Any, **arguments: Any) -> Any:
         """Returns the compiled cached call's output."""
-        return self._step(self.params, tokens, cache, arguments)
+        return _Output(*self._step(self.params, tokens, cache, arguments))
 
     def empty_cache(self, rows: int = BATCH, capacity: int = CAPACITY) -> Any:
         """Returns an empty cache."""
@@ -99,11 +99,18 @@ class Subject:
     @functools.cached_property
     def _step(self) -> Callable[..., Any]:
         apply = self.decoder.apply
-        return jax.jit(
-            lambda params, tokens, cache, arguments: apply(
-                params, None, tokens, cache=cache, **arguments
-            )
-        )
+
+        # What a decoder returns need not be a pytree; what it holds must be.
+        def step(params: Any, tokens: Any, cache: Any, arguments: Any) -> Any:
+            out = apply(params, None, tokens, cache=cache, **arguments)
+            return out.logits, out.cache
+
+        return jax.jit(step)
+
+
+class _Output(NamedTuple):
+    logits: jax.Array
+    cache: Any
 
 
 def disturb(params: Any, scale: float = 0.1) -> Any:

@@ -182,6 +182,14 @@ def test_packed_documents_are_read_apart():
     np.testing.assert_allclose(loss(params, packed, None).sum, sum(apart), rtol=SAME)
 
 
+def test_batch_with_positions_is_read_at_those():
+    loss, params = _jit(make_loss(Model(SMALL))), drawn_params(Model(SMALL))
+    usual = np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH))
+    counted = loss(params, _batch(), None).sum
+    assert loss(params, _batch(positions=usual), None).sum == counted
+    assert abs(loss(params, _batch(positions=3 * usual), None).sum - counted) > SAME
+
+
 def test_mask_of_none_counts_every_label():
     _, metrics = _step()(_state(), _batch(mask=None), None)
     assert metrics.tokens == ROWS * LENGTH
