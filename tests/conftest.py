@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/golden anew from the code as it is, instead of comparing",
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Frees what a module compiled: thousands of programs would fill the memory."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

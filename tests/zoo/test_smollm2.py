@@ -7,6 +7,7 @@ are held to it, and ``--update-golden`` writes them anew.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 
@@ -39,24 +40,24 @@ def golden():
     return json.loads(GOLDEN.read_text())
 
 
+# Weights are arguments: as constants they would be folded into each program.
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, tokens, cache):
+    return model.apply(params, None, tokens, cache=cache)
+
+
 @pytest.fixture(scope="module")
 def forward(loaded):
-    return jax.jit(
-        lambda tokens: loaded.model.apply(loaded.params, None, tokens).logits
-    )
+    return lambda tokens: apply(loaded.model, loaded.params, tokens, None).logits
 
 
 def in_chunks(loaded, tokens):
     """Reads tokens through a cache, unevenly cut; returns the logits of them all."""
-    step = jax.jit(
-        lambda tokens, cache: loaded.model.apply(
-            loaded.params, None, tokens, cache=cache
-        )
-    )
     cache, start, parts = loaded.model.init_cache(1, 64), 0, []
     while start < len(tokens):
         size = min(CHUNKS[len(parts) % len(CHUNKS)], len(tokens) - start)
-        out = step(np.array([tokens[start : start + size]]), cache)
+        span = np.array([tokens[start : start + size]])
+        out = apply(loaded.model, loaded.params, span, cache)
         cache, start = out.cache, start + size
         parts.append(np.asarray(out.logits[0]))
     return np.concatenate(parts)
