@@ -8,7 +8,7 @@ and is slow; it is what the words of ``DecoderConfig`` say, written down.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,31 +63,28 @@ def _row(config: DecoderConfig, params: Params, tokens: Array) -> Array:
 def _block(
     config: DecoderConfig, params: Params, path: str, layer: int, x: Array
 ) -> Array:
-    def norm(name: str) -> Callable[[Array], Array]:
-        return lambda y: _norm(config, params[f"{path}/{name}"], y)
+    def norm(name: str, placements: tuple[str, ...], y: Array) -> Array:
+        if config.norm_placement not in placements:
+            return y
+        return _norm(config, params[f"{path}/{name}"], y)
 
-    def keep(y: Array) -> Array:
-        return y
+    def attend(y: Array) -> Array:
+        y = _attention(config, params, f"{path}/attention", layer, y)
+        return norm("attention_post_norm", ("after", "both"), y)
 
-    first = config.norm_placement in ("before", "both")
-    last = config.norm_placement in ("after", "both")
-    attend = lambda y: _attention(config, params, f"{path}/attention", layer, y)  # noqa: E731
-    feed = lambda y: _feed_forward(config, params, f"{path}/feed_forward", y)  # noqa: E731
-    parts = []
-    for part, name in ((attend, "attention"), (feed, "feed_forward")):
-        before = norm(f"{name}_norm") if first else keep
-        after = norm(f"{name}_post_norm") if last else keep
-        parts.append((before, part, after))
-    (before_a, _, after_a), (before_f, _, after_f) = parts
-    if config.block_layout == "parallel_one_norm":
-        before_f = before_a
+    def feed(y: Array) -> Array:
+        y = _feed_forward(config, params, f"{path}/feed_forward", y)
+        return norm("feed_forward_post_norm", ("after", "both"), y)
+
+    before = ("before", "both")
+    one_norm = config.block_layout == "parallel_one_norm"
+    second = "attention_norm" if one_norm else "feed_forward_norm"
+    attended = attend(norm("attention_norm", before, x))
     if config.block_layout != "sequential":
-        return x + after_a(attend(before_a(x))) + after_f(feed(before_f(x)))
-    if config.norm_placement == "residual":
-        x = norm("attention_post_norm")(x + attend(x))
-        return norm("feed_forward_post_norm")(x + feed(x))
-    x = x + after_a(attend(before_a(x)))
-    return x + after_f(feed(before_f(x)))
+        return x + attended + feed(norm(second, before, x))
+    x = norm("attention_post_norm", ("residual",), x + attended)
+    fed = feed(norm(second, before, x))
+    return norm("feed_forward_post_norm", ("residual",), x + fed)
 
 
 def _attention(
