@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from haiku_mqa import generation, testing, training, zoo
+    from haiku_mqa import generation, testing, text, training, zoo
     from haiku_mqa.cache import KVCache, LayerCache
     from haiku_mqa.config import (
         DecoderConfig,
@@ -67,7 +67,7 @@ _HOME = {
     "LoadedModel": "zoo.loading",
     "load_pretrained": "zoo.loading",
 }
-_ROOMS = ("generation", "testing", "training", "zoo")
+_ROOMS = ("generation", "testing", "text", "training", "zoo")
 
 __all__ = [
     "DecoderConfig",
@@ -99,6 +99,7 @@ __all__ = [
     "multi_query_attention",
     "stream",
     "testing",
+    "text",
     "training",
     "transformer_decoder",
     "transformer_decoder_block",

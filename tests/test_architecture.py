@@ -18,13 +18,17 @@ REPOSITORY = PACKAGE.parent
 LONGEST_FILE = 400  # lines, docstrings apart
 
 FLOORS = {
+    "_arguments": 0,
+    "_files": 0,
     "errors": 0,
     "config": 0,
+    "text": 1,
     "ops": 1,
     "cache": 1,
     "modules": 2,
     "checks": 2,
     "model": 3,
+    "model_folder": 3,
     "generation": 4,
     "training": 4,
     "pretrained": 4,
@@ -39,6 +43,7 @@ FLOORS = {
 BESIDE = {  # rooms that may look into one on their own floor
     ("config", "errors"),
     ("checks", "modules"),  # a call's positions are worked out in one place
+    ("model_folder", "model"),
     ("cli", "bench"),  # the verb runs the room of its name
 }
 
@@ -50,11 +55,13 @@ THIRD_PARTY = {
     "haiku": {room for room, floor in FLOORS.items() if floor >= 2},
     "optax": {"training"},
     "orbax": {"training"},
-    "safetensors": {"pretrained", "training"},
+    "grain": {"training"},
+    "tensorboardX": {"training"},
+    "safetensors": {"model_folder", "pretrained"},
     "gguf": {"pretrained"},
-    "tokenizers": {"pretrained", "training"},
+    "tokenizers": {"pretrained", "text"},
     "jinja2": {"pretrained"},
-    "tqdm": {"zoo", "cli"},
+    "tqdm": {"zoo", "training", "cli", "bench"},
     "matplotlib": {"cli"},
     "hypothesis": {"testing"},
 }

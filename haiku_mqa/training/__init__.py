@@ -1,6 +1,5 @@
 """From text to a trained model: data, loss, optimizer and step."""
 
-from haiku_mqa.training._tokenizer import Tokenizer
 from haiku_mqa.training.corpus import Corpus, read_corpus, split
 from haiku_mqa.training.data import (
     Batch,
@@ -24,26 +23,15 @@ from haiku_mqa.training.state import (
     init_train_state,
 )
 from haiku_mqa.training.step import make_loss, make_train_step
-from haiku_mqa.training.tokenizers import (
-    BytePairTokenizer,
-    ByteTokenizer,
-    CharacterTokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
 
 __all__ = [
     "Batch",
-    "BytePairTokenizer",
-    "ByteTokenizer",
-    "CharacterTokenizer",
     "Corpus",
     "Loss",
     "Metrics",
     "OptimizerConfig",
     "PackedDocuments",
     "RandomWindows",
-    "Tokenizer",
     "TrainState",
     "TrainingBatch",
     "chunked_cross_entropy",
@@ -54,12 +42,10 @@ __all__ = [
     "encode_documents",
     "init_train_state",
     "learning_rate_at",
-    "load_tokenizer",
     "make_loss",
     "make_optimizer",
     "make_train_step",
     "read_corpus",
     "split",
-    "train_tokenizer",
     "validation_batches",
 ]

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from haiku_mqa.training._arguments import whole_number
+from haiku_mqa._arguments import whole_number
+from haiku_mqa.text.tokenizer import Tokenizer
 from haiku_mqa.training._random import WINDOWS, random_words
-from haiku_mqa.training._tokenizer import Tokenizer
 from haiku_mqa.training.corpus import Corpus
 
 
@@ -154,7 +154,7 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:
       ValueError: A document cannot be said in the tokenizer's vocabulary.
 
     Example:
-      >>> from haiku_mqa.training import ByteTokenizer
+      >>> from haiku_mqa.text import ByteTokenizer
       >>> encode_corpus(Corpus(("ab", "c")), ByteTokenizer())
       array([97, 98, 99], dtype=int32)
     """
@@ -177,7 +177,7 @@ def encode_documents(corpus: Corpus, tokenizer: Tokenizer) -> list[np.ndarray]:
       ValueError: A document cannot be said in the tokenizer's vocabulary.
 
     Example:
-      >>> from haiku_mqa.training import BytePairTokenizer
+      >>> from haiku_mqa.text import BytePairTokenizer
       >>> tokens = encode_documents(Corpus(("ab", "c")), BytePairTokenizer([]))
       >>> [document.tolist() for document in tokens]
       [[97, 98, 256], [99, 256]]

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from haiku_mqa._arguments import whole_number
 from haiku_mqa.ops.numerics import wide_dtype, wide_einsum
-from haiku_mqa.training._arguments import whole_number
 
 
 @jax.tree_util.register_dataclass

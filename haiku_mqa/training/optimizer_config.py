@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa._arguments import whole_number
 from haiku_mqa.errors import unknown_name
-from haiku_mqa.training._arguments import whole_number
 
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "wsd"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from haiku_mqa.training._arguments import whole_number
+from haiku_mqa._arguments import whole_number
 from haiku_mqa.training._random import DOCUMENTS, shuffled
 from haiku_mqa.training.data import Batch, as_tokens, check_rows
 

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from haiku_mqa.text import BytePairTokenizer, ByteTokenizer
 from haiku_mqa.training import (
-    BytePairTokenizer,
-    ByteTokenizer,
     Corpus,
     PackedDocuments,
     RandomWindows,

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haiku_mqa.errors import FormatError
-from haiku_mqa.training import (
+from haiku_mqa.text import (
     BytePairTokenizer,
     ByteTokenizer,
     CharacterTokenizer,
     load_tokenizer,
-    read_corpus,
     train_tokenizer,
 )
+from haiku_mqa.training import read_corpus
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler… né Ω 🙂"
 EXAMPLES = {
@@ -149,7 +149,7 @@ def test_byte_pairs_have_the_size_that_was_asked_for_and_are_fewer_than_bytes():
 
 def test_byte_pairs_are_the_same_in_another_process_with_another_number_of_threads():
     program = (
-        "from haiku_mqa.training import *; "
+        "from haiku_mqa.text import *; from haiku_mqa.training import *; "
         "print(BytePairTokenizer.train(read_corpus().documents, 400).merges)"
     )
     found = {

@@ -10,10 +10,10 @@ from typing import Any, SupportsIndex, get_args
 
 import numpy as np
 
+from haiku_mqa._arguments import whole_number
 from haiku_mqa.errors import FormatError, unknown_name
-from haiku_mqa.training import _byte_pairs
-from haiku_mqa.training._arguments import whole_number
-from haiku_mqa.training._tokenizer import (
+from haiku_mqa.text import _byte_pairs
+from haiku_mqa.text.tokenizer import (
     FORMAT,
     Tokenizer,
     TokenizerKind,

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, SupportsIndex
 
 import numpy as np
 
-from haiku_mqa.training._arguments import whole_number
-from haiku_mqa.training._files import write_whole
+from haiku_mqa._arguments import whole_number
+from haiku_mqa._files import write_whole
 
 TokenizerKind = Literal["bytes", "characters", "bpe"]
 FORMAT = "haiku_mqa tokenizer 1"
@@ -23,7 +23,7 @@ class Tokenizer(abc.ABC):
     Two are equal if they make the same tokens of every text.
 
     Example:
-      >>> from haiku_mqa.training import CharacterTokenizer
+      >>> from haiku_mqa.text import CharacterTokenizer
       >>> tokenizer = CharacterTokenizer("banana")
       >>> tokenizer.encode("nab"), tokenizer.vocab_size
       ([2, 0, 1], 3)

@@ -1,0 +1,151 @@
+"""A folder that holds a decoder: what it is, its weights, and the tokens it reads.
+
+``config.json`` (the config's fields), ``model.safetensors`` (each parameter under its
+module's path and its own name, ``decoder_lm/embed/embeddings``) and
+``tokenizer.json``, as ``haiku_mqa.text`` writes it. A training run writes one, and
+whatever takes a model's name takes the path of such a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from haiku_mqa._files import write_whole
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.errors import FormatError
+from haiku_mqa.model import Params, build
+
+FORMAT = "haiku_mqa decoder 1"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+def is_model_folder(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is a folder that this module wrote a config to."""
+    config = Path(path) / CONFIG
+    try:
+        return json.loads(config.read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_config(folder: str | os.PathLike[str], config: DecoderConfig) -> None:
+    """Writes ``config.json``; a crash leaves it as it was, or whole.
+
+    Args:
+      folder: Which exists.
+      config: Of the decoder.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    data = {"format": FORMAT, **config.to_dict()}
+    write_whole(Path(folder) / CONFIG, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
+    """Returns the config that ``write_config`` wrote.
+
+    Args:
+      folder: The model's.
+
+    Returns:
+      The config.
+
+    Raises:
+      FormatError: The file is damaged, or is another program's.
+      OSError: It cannot be read.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        fields = json.loads(path.read_bytes())
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+            raise ValueError(f"format must be {FORMAT!r}")
+        return DecoderConfig.from_dict(fields)
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{path} is no decoder's config: {error}") from None
+
+
+def write_weights(
+    folder: str | os.PathLike[str],
+    params: Mapping[str, Mapping[str, Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes ``model.safetensors``; a crash leaves it as it was, or whole.
+
+    Args:
+      folder: Which exists.
+      params: Module path to parameter name to array, of any dtype.
+      metadata: What else the file says of itself.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    tensors = {
+        f"{module}/{name}": np.ascontiguousarray(leaf)
+        for module, leaves in params.items()
+        for name, leaf in leaves.items()
+    }
+    write_whole(Path(folder) / WEIGHTS, save(tensors, dict(metadata or {})))
+
+
+def read_weights(folder: str | os.PathLike[str], config: DecoderConfig) -> Params:
+    """Returns the weights that ``write_weights`` wrote, in the dtype they lie in.
+
+    Args:
+      folder: The model's.
+      config: Whose shapes they must have.
+
+    Returns:
+      Module path to parameter name to NumPy array.
+
+    Raises:
+      FormatError: The file is damaged, or its tensors are not the config's; names
+        those that are missing, too many, or of another shape.
+      OSError: It cannot be read.
+    """
+    path = Path(folder) / WEIGHTS
+    with open(path, "rb"):  # safetensors' own error names no file
+        pass
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise FormatError(
+            f"{path} is no safetensors file, or damaged: {error}"
+        ) from None
+    wanted = {
+        f"{module}/{name}": tuple(leaf.shape)
+        for module, leaves in build(config).param_shapes.items()
+        for name, leaf in leaves.items()
+    }
+    faults = _faults({name: t.shape for name, t in tensors.items()}, wanted)
+    if faults:
+        raise FormatError(f"{path} is not of its config: {'; '.join(faults)}")
+    params: dict[str, dict[str, Any]] = {}
+    for name in wanted:
+        module, _, leaf = name.rpartition("/")
+        params.setdefault(module, {})[leaf] = tensors[name]
+    return params
+
+
+def _faults(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    missing = [f"{name} is missing" for name in wanted if name not in found]
+    surplus = [f"{name} is no parameter" for name in found if name not in wanted]
+    misshapen = [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    return missing + surplus + misshapen

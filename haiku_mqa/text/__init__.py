@@ -1,0 +1,19 @@
+"""Text to tokens and back, by vocabularies that are made from a corpus."""
+
+from haiku_mqa.text.tokenizer import Tokenizer
+from haiku_mqa.text.vocabularies import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = [
+    "BytePairTokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "train_tokenizer",
+]
