@@ -5,7 +5,36 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file to write, which takes its name only when all of it is written.
+
+    Args:
+      path: Where it goes; what is there is replaced.
+
+    Yields:
+      The file, empty; if what is done with it fails, nothing of it is left.
+
+    Raises:
+      OSError: The folder is not there, cannot be written or is full. The file stays
+        as it was, and nothing is left beside it.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(target.parent)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -19,17 +48,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
       OSError: The folder is not there, cannot be written or is full. The file stays
         as it was, and nothing is left beside it.
     """
-    target = Path(path)
-    part = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:

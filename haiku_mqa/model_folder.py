@@ -8,12 +8,15 @@ whatever takes a model's name takes the path of such a folder.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -67,12 +70,15 @@ def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        fields = json.loads(path.read_bytes())
-        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-            raise ValueError(f"format must be {FORMAT!r}")
-        return DecoderConfig.from_dict(fields)
+        return _config_of(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise FormatError(f"{path} is no decoder's config: {error}") from None
+
+
+def _config_of(fields: Any) -> DecoderConfig:
+    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        raise ValueError(f"format must be {FORMAT!r}")
+    return DecoderConfig.from_dict(fields)
 
 
 def write_weights(
@@ -114,21 +120,15 @@ def read_weights(folder: str | os.PathLike[str], config: DecoderConfig) -> Param
       OSError: It cannot be read.
     """
     path = Path(folder) / WEIGHTS
-    with open(path, "rb"):  # safetensors' own error names no file
-        pass
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise FormatError(
-            f"{path} is no safetensors file, or damaged: {error}"
-        ) from None
+    with _opened(path) as file:
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
     wanted = {
         f"{module}/{name}": tuple(leaf.shape)
         for module, leaves in build(config).param_shapes.items()
         for name, leaf in leaves.items()
     }
-    faults = _faults({name: t.shape for name, t in tensors.items()}, wanted)
+    faults = _faults(tensors, wanted)
     if faults:
         raise FormatError(f"{path} is not of its config: {'; '.join(faults)}")
     params: dict[str, dict[str, Any]] = {}
@@ -138,14 +138,54 @@ def read_weights(folder: str | os.PathLike[str], config: DecoderConfig) -> Param
     return params
 
 
+def read_metadata(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns what ``model.safetensors`` says of itself, without reading weights.
+
+    Args:
+      folder: The model's.
+
+    Returns:
+      The metadata that ``write_weights`` was given.
+
+    Raises:
+      FormatError: The file is damaged.
+      OSError: It cannot be read.
+    """
+    path = Path(folder) / WEIGHTS
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if path.parent.is_dir() and not path.exists():
+        why = "there are no weights; a training run writes some once it is evaluated"
+        raise FileNotFoundError(errno.ENOENT, why, str(path))
+    with open(path, "rb"):  # safetensors' own error names no file
+        pass
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise FormatError(
+            f"{path} is no safetensors file, or damaged: {error}"
+        ) from None
+
+
 def _faults(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+    found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
     missing = [f"{name} is missing" for name in wanted if name not in found]
     surplus = [f"{name} is no parameter" for name in found if name not in wanted]
     misshapen = [
-        f"{name} is {list(found[name])}, not {list(shape)}"
+        f"{name} is {list(found[name].shape)}, not {list(shape)}"
         for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        if name in found and found[name].shape != shape
     ]
-    return missing + surplus + misshapen
+    # Whole numbers of the right shape would be taken for weights.
+    others = [
+        f"{name} is {tensor.dtype}, not of floating point"
+        for name, tensor in found.items()
+        if name in wanted and not jnp.issubdtype(tensor.dtype, jnp.floating)
+    ]
+    return missing + surplus + misshapen + others

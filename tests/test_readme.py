@@ -31,7 +31,7 @@ QUICKSTART = 25  # lines
 
 MAIN = (
     "python3 -m venv .venv && . .venv/bin/activate && pip install . && "
-    'haiku-mqa generate --model smollm2-135m "The capital of France is"'
+    'haiku-mqa generate "ROMEO:"'
 )
 TESTS = (
     'python3 -m venv .venv && . .venv/bin/activate && pip install ".[test]" && pytest'

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.errors import PluginError
+from haiku_mqa.model import Model
 from haiku_mqa.zoo import ModelSpec
 
 _WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 _CACHE_DTYPES = ("float32", "bfloat16")
 
 
-def parameters(spec: ModelSpec) -> dict[str, int]:
+def parameters(spec: ModelSpec | Model) -> dict[str, int]:
     """Counts a model's parameters by the part they belong to.
 
     A part is told by the names in a parameter's path; what has none of this
@@ -65,7 +66,7 @@ def weight_bytes(count: int) -> dict[str, int]:
     return {dtype: count * jnp.dtype(dtype).itemsize for dtype in _WEIGHT_DTYPES}
 
 
-def cache_bytes_per_token(spec: ModelSpec) -> dict[str, int]:
+def cache_bytes_per_token(spec: ModelSpec | Model) -> dict[str, int]:
     """Returns by how many bytes a cache grows for a token of room, by dtype.
 
     Args:
@@ -97,14 +98,14 @@ def cache_bytes_per_token(spec: ModelSpec) -> dict[str, int]:
 
 
 def _shapes_of(
-    spec: ModelSpec, name: str, function: Callable[..., Any], *arguments: Any
+    spec: ModelSpec | Model, name: str, function: Callable[..., Any], *arguments: Any
 ) -> Any:
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:  # a plugin may fail in any way
         raise PluginError(
-            f"model {spec.name!r}: {name} failed while its shapes were computed: "
-            f"{type(error).__name__}: {error}"
+            f"model {getattr(spec, 'name', spec)!r}: {name} failed while its shapes "
+            f"were computed: {type(error).__name__}: {error}"
         ) from error
 
 

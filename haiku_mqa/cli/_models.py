@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haiku_mqa.cli._screen import say
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FetchError, unknown_name
+from haiku_mqa.zoo.discovery import discover, is_path
 
 if TYPE_CHECKING:
     from haiku_mqa.zoo.loading import LoadedModel
@@ -68,7 +68,7 @@ def load_or_draw(source: str, *, dtype: DType, seed: int) -> LoadedModel:
     Raises:
       ValueError: There is no such model, or it is not made of this package's parts.
     """
-    if not _is_name(source):
+    if is_path(source):
         return load_model(source, dtype=dtype)
     check_name(source)
     prepare_jax()
@@ -99,15 +99,8 @@ def check_name(source: str) -> None:
     Example:
       >>> check_name("smollm2.gguf")
     """
-    if not _is_name(source):
+    if is_path(source):
         return
-    from haiku_mqa.zoo import discover
-
     entries = discover()
     if source not in entries:
         raise unknown_name("model", source, entries)
-
-
-def _is_name(source: str) -> bool:
-    is_path = source.endswith(".gguf") or os.sep in source or Path(source).exists()
-    return not is_path

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from haiku_mqa.cli._failures import UsageError
 from haiku_mqa.errors import unknown_name
 
-DEFAULT_MODEL = "smollm2-135m"
+PACKED_MODEL = "shakespeare-mqa"  # comes with the package
+LANGUAGE_MODEL = "smollm2-135m"  # is fetched, and answers in a chat
 DTYPES = ("float32", "bfloat16")
 
 
@@ -104,13 +105,24 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--model``."""
+def add_model(
+    parser: argparse.ArgumentParser,
+    default: str | None = LANGUAGE_MODEL,
+    shown: str | None = None,
+) -> None:
+    """Adds ``--model``.
+
+    Args:
+      parser: Of a verb.
+      default: The model where none is named; ``None`` where the verb chooses.
+      shown: What help says of it; the default itself if ``None``.
+    """
     parser.add_argument(
         "--model",
         metavar="NAME_OR_PATH",
-        default=DEFAULT_MODEL,
-        help="a name that 'zoo list' shows, or a .gguf file (default: %(default)s)",
+        default=default,
+        help="a name that 'zoo list' shows, the folder of a training run, or a .gguf "
+        f"file (default: {shown or default})",
     )
 
 

@@ -7,7 +7,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haiku_mqa.cli import _options
+from haiku_mqa.cli import (
+    _options,
+    bench_ainslie,
+    bench_nanogpt,
+    bench_shazeer,
+    bench_train,
+)
 from haiku_mqa.cli._files import check_writable, replacing
 from haiku_mqa.cli._models import load_or_draw
 from haiku_mqa.cli._screen import say, size, table
@@ -38,9 +44,12 @@ examples:
 
 
 def add_parser(verbs: Any) -> None:
-    """Adds the verb ``bench`` and its own verb ``decode``."""
+    """Adds the verb ``bench`` and its own verbs."""
     parser = _options.add_verb(
-        verbs, "bench", help="measure speed on this machine", run=None
+        verbs,
+        "bench",
+        help="measure speed on this machine, and repeat what papers found",
+        run=None,
     )
     own = parser.add_subparsers(title="verbs", metavar="VERB")
     decode = _options.add_verb(
@@ -69,6 +78,8 @@ def add_parser(verbs: Any) -> None:
     decode.add_argument(
         "--json", metavar="FILE", type=Path, help="write every figure to a file too"
     )
+    for verb in (bench_train, bench_nanogpt, bench_shazeer, bench_ainslie):
+        verb.add_parser(own)
 
 
 def run_decode(args: argparse.Namespace) -> int:

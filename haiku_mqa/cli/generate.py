@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from haiku_mqa.cli import _options
+from haiku_mqa.cli import _continue, _options
 from haiku_mqa.cli._files import check_argument, read_text
 from haiku_mqa.cli._models import load_model
 from haiku_mqa.cli._screen import counted
 
 if TYPE_CHECKING:
+    from haiku_mqa.text import AnyTokenizer
     from haiku_mqa.zoo.loading import LoadedModel
 
-_DEFAULT_NEW_TOKENS = 64
+
+@dataclasses.dataclass(frozen=True)
+class _Manner:
+    """How a kind of model is asked where the user does not say.
+
+    Attributes:
+      temperature: Of the choice.
+      new_tokens: How many at most.
+      slides: Whether it goes on where its context is full, having forgotten the first
+        half.
+    """
+
+    temperature: float
+    new_tokens: int
+    slides: bool
+
+
+_TO_BE_RIGHT = _Manner(temperature=0.0, new_tokens=64, slides=False)
+# A small model of one corpus says the same line for ever where it takes the likeliest
+# token. It was trained on pieces of text, so one may begin anywhere.
+_OF_A_CORPUS = _Manner(temperature=0.8, new_tokens=500, slides=True)
 
 _DESCRIPTION = """\
 Print a prompt and its continuation, token by token, and then a line of figures:
@@ -28,14 +50,20 @@ reads prompts, reading this one, choosing a token. The tokens per second count t
 new tokens after the second, over the time they took: the second waits for the
 decode program to be compiled, which happens once. Compiled programs are kept in the
 cache folder, so that the next run with a prompt of about this length starts sooner.
+
+A model that was trained on one corpus here, as shakespeare-mqa or a training run, has
+defaults of its own: it chooses at temperature 0.8, writes 500 tokens, and where its
+context is full reads the second half of it again and goes on.
 """
 
 _EPILOG = """\
 examples:
-  haiku-mqa generate "The capital of France is"
+  haiku-mqa generate "ROMEO:"
+  haiku-mqa generate --seed 7 --max-new-tokens 2000 "JULIET:"
+  haiku-mqa generate --model runs/first "To be, or not to be"
+  haiku-mqa generate --model smollm2-135m "The capital of France is"
   haiku-mqa generate --chat --system "Answer in one line." "Why is the sky blue?"
-  haiku-mqa generate --temperature 0.8 --top-p 0.95 --seed 7 "Once upon a time"
-  echo "def fibonacci(n):" | haiku-mqa generate -
+  echo "Good morrow" | haiku-mqa generate -
 """
 
 
@@ -58,7 +86,11 @@ def add_parser(verbs: Any) -> None:
         "prompt", nargs="?", metavar="PROMPT", help="the text; - reads standard input"
     )
     parser.add_argument("--file", metavar="FILE", help="read the prompt from a file")
-    _options.add_model(parser)
+    _options.add_model(
+        parser,
+        default=None,
+        shown=f"{_options.PACKED_MODEL}; with --chat {_options.LANGUAGE_MODEL}",
+    )
     parser.add_argument(
         "--chat",
         action="store_true",
@@ -71,16 +103,16 @@ def add_parser(verbs: Any) -> None:
         "--max-new-tokens",
         type=_options.whole(1),
         metavar="N",
-        help=f"stop after so many tokens (default: {_DEFAULT_NEW_TOKENS}, or what the "
-        "context leaves)",
+        help=f"stop after so many tokens (default: {_TO_BE_RIGHT.new_tokens}, or what "
+        f"the context leaves; {_OF_A_CORPUS.new_tokens} for a model of one corpus)",
     )
     parser.add_argument(
         "--temperature",
         type=_options.temperature,
         metavar="X",
-        default=0.0,
         help="0 always takes the likeliest token; higher is more varied "
-        "(default: %(default)s)",
+        f"(default: {_TO_BE_RIGHT.temperature:g}; {_OF_A_CORPUS.temperature} for a "
+        "model of one corpus)",
     )
     parser.add_argument(
         "--top-k",
@@ -115,9 +147,15 @@ def run(args: argparse.Namespace) -> int:
     """
     prompt = _prompt(args)
     _check_options(args)
+    if args.model is None:
+        args.model = _options.LANGUAGE_MODEL if args.chat else _options.PACKED_MODEL
     loaded = load_model(args.model, dtype=args.dtype)
+    manner = _manner(loaded.tokenizer)
+    if args.temperature is None:
+        args.temperature = manner.temperature
+        _check_filters(args)
     ids = _encoded(loaded, prompt, args)
-    budget = _budget(loaded, ids, args)
+    budget = _budget(loaded, ids, manner, args)
     # A prompt is part of the text that comes of it; a question is not.
     sys.stdout.write("" if args.chat else prompt)
     sys.stdout.flush()
@@ -149,6 +187,10 @@ def _check_options(args: argparse.Namespace) -> None:
         check_argument("--system", args.system)
         if not args.chat:
             raise ValueError("--system needs --chat")
+    _check_filters(args)
+
+
+def _check_filters(args: argparse.Namespace) -> None:
     for option, value in (("--top-k", args.top_k), ("--top-p", args.top_p)):
         if value is not None and args.temperature == 0:
             raise ValueError(
@@ -171,7 +213,17 @@ def _encoded(loaded: LoadedModel, prompt: str, args: argparse.Namespace) -> list
     return list(tokenizer.encode_chat(messages))
 
 
-def _budget(loaded: LoadedModel, ids: list[int], args: argparse.Namespace) -> int:
+def _manner(tokenizer: AnyTokenizer | None) -> _Manner:
+    from haiku_mqa.text import Tokenizer
+
+    return _OF_A_CORPUS if isinstance(tokenizer, Tokenizer) else _TO_BE_RIGHT
+
+
+def _budget(
+    loaded: LoadedModel, ids: list[int], manner: _Manner, args: argparse.Namespace
+) -> int:
+    if manner.slides:
+        return args.max_new_tokens or manner.new_tokens
     context = loaded.model.config.max_length
     left = context - len(ids)
     if left < 1:
@@ -180,7 +232,7 @@ def _budget(loaded: LoadedModel, ids: list[int], args: argparse.Namespace) -> in
             f"{args.model} holds {context:,}, new tokens included"
         )
     if args.max_new_tokens is None:
-        return min(_DEFAULT_NEW_TOKENS, left)
+        return min(manner.new_tokens, left)
     if args.max_new_tokens > left:
         raise ValueError(
             f"--max-new-tokens must be at most {left}, got {args.max_new_tokens}: the "
@@ -194,26 +246,33 @@ def _pieces(
     loaded: LoadedModel, ids: list[int], budget: int, args: argparse.Namespace
 ) -> Iterator[tuple[str, int]]:
     """Yields text as it becomes whole, and how many tokens came with it."""
+    decoder = _text_decoder(loaded.tokenizer)
+    for tokens in _steps(loaded, ids, budget, args):
+        yield "".join(map(decoder.push, tokens)), len(tokens)
+    yield decoder.finish(), 0
+
+
+def _steps(
+    loaded: LoadedModel, ids: list[int], budget: int, args: argparse.Namespace
+) -> Iterator[list[int]]:
+    """Yields new tokens as they are chosen."""
     import jax
 
-    from haiku_mqa.generation import Sampling, stream
+    from haiku_mqa.generation import Sampling
 
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p
     )
-    steps = stream(
+    rng = None if sampling.is_greedy else jax.random.key(args.seed)
+    yield from _continue.steps(
         loaded.model,
         loaded.params,
-        [ids],
-        max_new_tokens=budget,
+        ids,
+        new_tokens=budget,
         sampling=sampling,
-        rng=None if sampling.is_greedy else jax.random.key(args.seed),
+        rng=rng,
         end_tokens=tuple(getattr(loaded.tokenizer, "end_tokens", ())),
     )
-    decoder = _text_decoder(loaded.tokenizer)
-    for [tokens] in steps:
-        yield "".join(map(decoder.push, tokens)), len(tokens)
-    yield decoder.finish(), 0
 
 
 def _write(pieces: Iterator[tuple[str, int]]) -> str:
@@ -232,11 +291,35 @@ def _write(pieces: Iterator[tuple[str, int]]) -> str:
 
 
 def _text_decoder(tokenizer: Any) -> _Decoder:
-    from haiku_mqa.pretrained import StreamDecoder, Tokenizer
+    from haiku_mqa import pretrained, text
 
-    if isinstance(tokenizer, Tokenizer):
-        return StreamDecoder(tokenizer)
+    if isinstance(tokenizer, pretrained.Tokenizer):
+        return pretrained.StreamDecoder(tokenizer)
+    if isinstance(tokenizer, text.Tokenizer):
+        return _CorpusDecoder(tokenizer)
     return _PluginDecoder(tokenizer)
+
+
+class _CorpusDecoder:
+    """Streams tokens of which each says the same wherever it stands."""
+
+    def __init__(self, tokenizer: AnyTokenizer):
+        """Begins a text."""
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+
+    def push(self, token: int, /) -> str:
+        """Returns the text that is whole now that a token has come."""
+        self._ids.append(token)
+        # Half a character is decoded as a mark at the end, until its rest comes.
+        text = self._tokenizer.decode(self._ids)
+        return "" if text.endswith("\ufffd") else self.finish()
+
+    def finish(self) -> str:
+        """Returns what is left."""
+        text = self._tokenizer.decode(self._ids)
+        self._ids.clear()
+        return text
 
 
 class _PluginDecoder:

@@ -11,22 +11,33 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from haiku_mqa.cli import _failures, attention, bench, demo, generate, zoo
+from haiku_mqa.cli import (
+    _failures,
+    attention,
+    bench,
+    convert_heads,
+    demo,
+    eval,
+    generate,
+    train,
+    zoo,
+)
 from haiku_mqa.cli._options import Parser, add_debug
 from haiku_mqa.cli._screen import say
 
-_VERBS = (generate, attention, demo, zoo, bench)
+_VERBS = (generate, train, eval, convert_heads, attention, demo, zoo, bench)
 
 _EPILOG = """\
 examples:
-  haiku-mqa generate "The capital of France is"
+  haiku-mqa generate "ROMEO:"
   haiku-mqa generate --chat "Why is the sky blue?"
+  haiku-mqa train --out runs/first
   haiku-mqa attention "The cat sat on the mat" --output attention.png
   haiku-mqa zoo info smollm2-135m
 
 exit codes:
   0 done; 1 a failure (network, disk, damaged file, plugin, broken law);
-  2 a mistake on the command line; 130 interrupted
+  2 a mistake on the command line; 130 interrupted; 143 training was terminated
 
 environment:
   HAIKU_MQA_CACHE names the folder for weights and compiled programs
@@ -42,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0 done, 1 a failure, 2 a mistake on the command line, 130
-      interrupted.
+      interrupted, 143 terminated while training.
 
     Example:
       >>> main(["zoo", "info", "--quick"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._models import check_name, prepare_jax
 from haiku_mqa.cli._screen import size, table
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.zoo import ModelSpec, load
+from haiku_mqa.zoo.discovery import is_path
 
 _DESCRIPTION = """\
 Tell what a model is and what it costs. Shapes alone are computed: no weights are
@@ -27,7 +30,12 @@ def add_parser(verbs: Any) -> None:
         run=run,
         description=_DESCRIPTION,
     )
-    parser.add_argument("name", metavar="NAME", help="as 'zoo list' shows it")
+    parser.add_argument(
+        "name",
+        metavar="NAME_OR_PATH",
+        help="a name that 'zoo list' shows, the folder of a training run, or a .gguf "
+        "file",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -42,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
       ValueError: There is no such model.
+      FormatError: A file of it is damaged.
       PluginError: The model's plugin failed.
     """
     check_name(args.name)
@@ -53,9 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _card(name: str) -> dict[str, Any]:
     from haiku_mqa.cli import _cost
-    from haiku_mqa.zoo import load
 
-    spec = load(name)
+    spec = _spec(name)
     about = spec.metadata
     parameters = _cost.parameters(spec)
     return {
@@ -72,6 +80,14 @@ def _card(name: str) -> dict[str, Any]:
         "capabilities": list(about.capabilities),
         "config": _config(spec.config),
     }
+
+
+def _spec(name: str) -> ModelSpec:
+    if is_path(name):
+        from haiku_mqa.zoo.paths import describe_path
+
+        return describe_path(Path(name))
+    return load(name)
 
 
 def _config(config: Any) -> dict[str, Any]:

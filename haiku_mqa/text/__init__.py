@@ -1,6 +1,6 @@
 """Text to tokens and back, by vocabularies that are made from a corpus."""
 
-from haiku_mqa.text.tokenizer import Tokenizer
+from haiku_mqa.text.tokenizer import AnyTokenizer, Tokenizer
 from haiku_mqa.text.vocabularies import (
     BytePairTokenizer,
     ByteTokenizer,
@@ -10,6 +10,7 @@ from haiku_mqa.text.vocabularies import (
 )
 
 __all__ = [
+    "AnyTokenizer",
     "BytePairTokenizer",
     "ByteTokenizer",
     "CharacterTokenizer",

@@ -6,7 +6,7 @@ import abc
 import json
 import os
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, SupportsIndex
+from typing import Any, ClassVar, Literal, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -15,6 +15,29 @@ from haiku_mqa._files import write_whole
 
 TokenizerKind = Literal["bytes", "characters", "bpe"]
 FORMAT = "haiku_mqa tokenizer 1"
+
+
+class AnyTokenizer(Protocol):
+    """What every tokenizer can do, wherever it comes from.
+
+    That of a plugin need do no more. ``Tokenizer``, and the one that is read out of a
+    model file, also have ``vocab_size`` and ``end_tokens``.
+
+    Example:
+      >>> from haiku_mqa.text import ByteTokenizer
+      >>> def count(tokenizer: AnyTokenizer, text: str) -> int:
+      ...     return len(tokenizer.encode(text))
+      >>> count(ByteTokenizer(), "né")
+      3
+    """
+
+    def encode(self, text: str, /) -> list[int]:
+        """Returns the tokens of a text."""
+        ...
+
+    def decode(self, ids: Iterable[SupportsIndex], /) -> str:
+        """Returns the text of tokens."""
+        ...
 
 
 class Tokenizer(abc.ABC):

@@ -15,6 +15,7 @@ import optax
 from haiku_mqa.config import DType
 from haiku_mqa.model import Model, Params
 from haiku_mqa.modules.block import TransformerDecoderBlock
+from haiku_mqa.training._scan import repeating_layers, scanned_layers
 from haiku_mqa.training.loss import Loss, chunked_cross_entropy
 from haiku_mqa.training.optimizer import make_optimizer
 from haiku_mqa.training.optimizer_config import OptimizerConfig, learning_rate_at
@@ -38,6 +39,7 @@ def make_loss(
     *,
     compute_dtype: DType | None = None,
     remat: bool = False,
+    scan_layers: bool = False,
     chunk: int = DEFAULT_CHUNK,
     is_training: bool = False,
 ) -> LossFunction:
@@ -49,13 +51,23 @@ def make_loss(
         parameters keep theirs.
       remat: Whether blocks are computed again in the backward pass, and only their
         inputs kept for it (Chen et al. 2016): up to a third more work. It is meant
-        for accelerators: XLA orders the work on a CPU so that little memory is saved.
+        for accelerators: XLA orders the work on a CPU so that little memory is saved,
+        unless layers are scanned.
+      scan_layers: Whether layers run as one loop, over parameters that are stacked
+        for it: what is computed is written once, however many there are, and with
+        ``remat`` little memory is needed on a CPU too. Layers whose windows differ
+        are looped over by their pattern, and those after its last whole repetition
+        follow one by one. Parameters and gradients stay one for each layer; what
+        dropout drops is other than without a loop.
       chunk: At most how many positions' logits are held at a time.
       is_training: Whether dropout acts.
 
     Returns:
       A function (params, batch, rng) -> ``Loss``; the rng may be ``None`` where
       nothing is dropped.
+
+    Raises:
+      ValueError: ``scan_layers`` is asked of layers whose windows repeat no pattern.
 
     Example:
       >>> from haiku_mqa import DecoderConfig, build
@@ -72,10 +84,17 @@ def make_loss(
         model.config, dtype=compute_dtype or model.config.dtype
     )
     reader = Model(config)
+    if scan_layers:
+        repeating_layers(config)  # refused here and now, not when a step is traced
+
+    def read_as_asked() -> contextlib.AbstractContextManager[None]:
+        if scan_layers:
+            return scanned_layers(config, remat)
+        return _rematerialized() if remat else contextlib.nullcontext()
 
     def loss(params: Params, batch: TrainingBatch, rng: jax.Array | None) -> Loss:
         nowhere = jnp.zeros((batch.tokens.shape[0], 0), jnp.int32)
-        with _rematerialized() if remat else contextlib.nullcontext():
+        with read_as_asked():
             output = reader.apply(
                 params,
                 rng,
@@ -104,6 +123,7 @@ def make_train_step(
     *,
     compute_dtype: DType | None = None,
     remat: bool = False,
+    scan_layers: bool = False,
     chunk: int = DEFAULT_CHUNK,
 ) -> TrainStep:
     """Returns one step of training, a pure function to jit, donate and scan.
@@ -120,11 +140,15 @@ def make_train_step(
       compute_dtype: What is computed in, over float32 masters; the config's
         ``dtype`` if ``None`` (Micikevicius et al. 2017).
       remat: Whether blocks are computed again in the backward pass, not kept.
+      scan_layers: Whether layers run as one loop; see ``make_loss``.
       chunk: At most how many positions' logits are held at a time.
 
     Returns:
       A function (state, batch, rng) -> (state, metrics). The rng may be ``None``
       where nothing is dropped.
+
+    Raises:
+      ValueError: ``scan_layers`` is asked of layers whose windows repeat no pattern.
 
     Example:
       >>> from haiku_mqa import DecoderConfig, build
@@ -145,6 +169,7 @@ def make_train_step(
         model,
         compute_dtype=compute_dtype,
         remat=remat,
+        scan_layers=scan_layers,
         chunk=chunk,
         is_training=True,
     )

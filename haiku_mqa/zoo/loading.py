@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.model import Model, Params, build
-from haiku_mqa.pretrained import Tokenizer, read_pretrained
-from haiku_mqa.zoo.discovery import load
+from haiku_mqa.text import AnyTokenizer
+from haiku_mqa.zoo.discovery import is_path, load
+from haiku_mqa.zoo.paths import read_path
 from haiku_mqa.zoo.spec import ModelMetadata
 
 
@@ -39,7 +40,7 @@ class LoadedModel:
 
     model: Model
     params: Params
-    tokenizer: Tokenizer | None
+    tokenizer: AnyTokenizer | None
     metadata: ModelMetadata
 
 
@@ -49,17 +50,18 @@ def load_pretrained(
     """Loads a pretrained model.
 
     Args:
-      source: A name of the zoo, whose weights are fetched if need be, or the path of
-        a ``.gguf`` file.
+      source: A name of the zoo, whose weights are fetched if need be; or the path of
+        a folder that holds a model, as a training run's does, or of a ``.gguf`` file.
       dtype: What its parameters are stored in and computed with.
 
     Returns:
       The model, its parameters, its tokenizer and its metadata.
 
     Raises:
-      ValueError: There is no such name or file, the model has no weights, or it is
-        of a kind that cannot be read.
-      FormatError: The file is damaged.
+      ValueError: There is no such name, the model has no weights, or it is of a kind
+        that cannot be read.
+      FormatError: A file is damaged, or those of a folder do not belong together.
+      OSError: There is no such file, or it cannot be read.
       FetchError: The weights could not be fetched.
       PluginError: The zoo's entry could not be used.
 
@@ -70,22 +72,13 @@ def load_pretrained(
 draw some with haiku_mqa.zoo.load('mqa-decoder').init
     """
     text = os.fspath(source)
-    if text.endswith(".gguf") or os.sep in text or Path(text).exists():
-        return _load_file(Path(text), dtype)
-    return _load_name(text, dtype)
+    return _load_path(Path(text), dtype) if is_path(text) else _load_name(text, dtype)
 
 
-def _load_file(path: Path, dtype: DType) -> LoadedModel:
-    read = read_pretrained(path, dtype=dtype)
-    about = read.metadata
-    metadata = ModelMetadata(
-        description=str(about.get("general.name", path.stem)),
-        license=str(about.get("general.license", "")),
-        source=str(path),
-        capabilities=("logits", "cache", "pretrained"),
-    )
-    params = jax.device_put(read.params)
-    return LoadedModel(build(read.config), params, read.tokenizer, metadata)
+def _load_path(path: Path, dtype: DType) -> LoadedModel:
+    read = read_path(path, dtype=dtype)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), read.params)
+    return LoadedModel(build(read.config), params, read.tokenizer, read.metadata)
 
 
 def _load_name(name: str, dtype: DType) -> LoadedModel:

@@ -16,7 +16,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from haiku_mqa.cli import main
+from haiku_mqa.text import CharacterTokenizer
+from haiku_mqa.training import read_corpus
 from haiku_mqa.zoo.discovery import GROUP
+from tests.folders import write_model_folder
 from tests.tiny_gguf import write_tiny_gguf
 
 
@@ -100,6 +103,13 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(_folder: Path) -> Path:
     """The file of a tiny model with a chat template."""
     return write_tiny_gguf(_folder / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def trained(_folder: Path) -> Path:
+    """The folder of a tiny model over the characters of the corpus in the package."""
+    tokenizer = CharacterTokenizer(read_corpus().text)
+    return write_model_folder(_folder / "runs" / "first", tokenizer=tokenizer)
 
 
 @pytest.fixture(autouse=True)

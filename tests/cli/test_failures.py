@@ -114,7 +114,8 @@ def test_interrupt_while_fetching_leaves_nothing(start, tmp_path, monkeypatch):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        process = start("generate", "x", start_new_session=True)
+        words = ("generate", "--model", "smollm2-135m", "x")
+        process = start(*words, start_new_session=True)
         server.settimeout(60)
         server.accept()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -7,18 +7,30 @@ import pytest
 
 from haiku_mqa.cli.main import build_parser
 
-VERBS = ("attention", "bench", "demo", "generate", "zoo")
+VERBS = (
+    "attention",
+    "bench",
+    "convert-heads",
+    "demo",
+    "eval",
+    "generate",
+    "zoo",
+)
 LIGHT = (
     ["--help"],
     ["--version"],
     ["generate", "--help"],
     ["attention", "--help"],
+    ["eval", "--help"],
+    ["convert-heads", "--help"],
     ["bench", "decode", "--help"],
     ["zoo", "check", "--help"],
     ["zoo", "list"],
     ["zoo", "info", "no-such-model"],
     ["generate", "--model", "no-such-model", "text"],
     ["generate", ""],
+    ["eval", "--model", "no-such-model"],
+    ["convert-heads", "no-such-model", "out", "--kv-heads", "1"],
 )
 
 
@@ -39,13 +51,21 @@ def test_help_has_a_line_for_each_verb(run):
     done = run("--help")
     assert done.code == 0
     for verb in VERBS:
-        assert re.search(rf"^    {verb} +\w.+$", done.out, re.MULTILINE), verb
+        assert re.search(rf"^    {verb}\s+\w.+$", done.out, re.MULTILINE), verb
     assert "examples:" in done.out
 
 
 @pytest.mark.parametrize(
     "words",
-    [["generate"], ["attention"], ["demo"], ["zoo", "info"], ["bench", "decode"]],
+    [
+        ["generate"],
+        ["eval"],
+        ["convert-heads"],
+        ["attention"],
+        ["demo"],
+        ["zoo", "info"],
+        ["bench", "decode"],
+    ],
     ids=" ".join,
 )
 def test_help_of_verb_fits_a_terminal_and_shows_defaults(run, words):

@@ -37,7 +37,7 @@ def test_list_shows_every_installed_model(run):
     assert done.code == 0
     head, *rows = [line.split() for line in done.out.splitlines()]
     assert head == ["name", "distribution", "version"]
-    for name in ("mqa-decoder", "smollm2-135m"):
+    for name in ("mqa-decoder", "shakespeare-mqa", "smollm2-135m"):
         assert [name, "haiku-mqa", haiku_mqa.__version__] in rows
 
 
@@ -130,6 +130,23 @@ def test_info_as_text_has_all_of_it(run):
     ):
         assert text in done.out
     assert max(len(line) for line in done.out.splitlines()) < 120
+
+
+def test_info_tells_of_a_model_folder_without_reading_weights(run, trained, no_weights):
+    done = run("zoo", "info", trained, "--json")
+    assert done.code == 0, done.err
+    card = json.loads(done.out)
+    assert card["name"] == "first"
+    assert card["source"] == str(trained)
+    assert card["parameters"]["embedding"] == 65 * 16
+    assert card["config"]["max_length"] == 32
+    assert f"a decoder in {trained}" in run("zoo", "info", trained).out
+
+
+def test_info_tells_of_a_model_file(run, tiny):
+    done = run("zoo", "info", tiny)
+    assert done.code == 0, done.err
+    assert str(tiny) in done.out
 
 
 def test_info_of_a_model_of_other_parts(run, plugin):

@@ -9,7 +9,7 @@ import venv
 
 import pytest
 
-OURS = {"mqa-decoder", "smollm2-135m"}
+OURS = {"mqa-decoder", "shakespeare-mqa", "smollm2-135m"}
 
 # A plugin in plain Python: its model says how often each token came before.
 GOOD = """

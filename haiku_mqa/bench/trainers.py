@@ -1,0 +1,154 @@
+"""What ``bench train`` holds against each other: this package's step, and torch's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+import haiku_mqa
+from haiku_mqa.bench import torch_llama
+from haiku_mqa.model import Model, Params
+from haiku_mqa.training import (
+    Batch,
+    OptimizerConfig,
+    init_train_state,
+    make_train_step,
+)
+
+OPTIMIZER = OptimizerConfig(schedule="constant", warmup_steps=0, learning_rate=3e-4)
+
+
+class Trainer(Protocol):
+    """Something that trains the model of this benchmark.
+
+    Attributes:
+      name: What it is called, with its version.
+    """
+
+    name: str
+
+    def run(self, steps: int) -> tuple[float, list[float]]:
+        """Returns how many seconds so many steps took, and their losses."""
+        ...
+
+
+class OurTrainer:
+    """This package's step, compiled, and fed from the host."""
+
+    def __init__(self, model: Model, params: Params, batches: Sequence[Batch]):
+        """Takes the model as it was drawn.
+
+        Args:
+          model: The model.
+          params: Its parameters.
+          batches: Read in turn.
+        """
+        self.name = f"haiku_mqa {haiku_mqa.__version__}"
+        self._step = jax.jit(make_train_step(model, OPTIMIZER), donate_argnums=0)
+        self._state = init_train_state(OPTIMIZER, params)
+        self._batches = batches
+        self._done = 0
+
+    def run(self, steps: int) -> tuple[float, list[float]]:
+        """Trains.
+
+        Args:
+          steps: How many.
+
+        Returns:
+          Seconds, and the loss of each step.
+        """
+        losses = []
+        start = time.perf_counter()
+        for _ in range(steps):
+            batch = self._batches[self._done % len(self._batches)]
+            self._state, metrics = self._step(self._state, batch, None)
+            losses.append(metrics.loss)
+            self._done += 1
+        jax.block_until_ready(self._state)
+        seconds = time.perf_counter() - start
+        return seconds, [loss.item() for loss in losses]
+
+
+class TorchTrainer:
+    """``torch_llama``, in a process of its own: it may have another Python."""
+
+    def __init__(self, python: str, folder: Path, settings: dict[str, Any]):
+        """Starts it.
+
+        Args:
+          python: A Python that has torch.
+          folder: Has its ``arrays.npz``; gets its ``settings.json``.
+          settings: Of model and optimizer, and whether ``torch.compile`` is used.
+
+        Raises:
+          OSError: It could not be started.
+          ValueError: It ended at once; the message has its last line.
+        """
+        (folder / "settings.json").write_text(json.dumps(settings))
+        # Isolated, or this folder's files would stand before those of the libraries.
+        script = str(Path(torch_llama.__file__).resolve())
+        self._errors = open(folder / "errors.txt", "w+")  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                [python, "-I", script, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        except OSError:
+            self._errors.close()
+            raise
+        try:
+            version = self._answer()["version"]
+        except BaseException:
+            self.close()
+            raise
+        kind = "torch.compile" if settings["compile"] else "eager"
+        self.name = f"torch {version}, {kind}"
+
+    def run(self, steps: int) -> tuple[float, list[float]]:
+        """Trains.
+
+        Args:
+          steps: How many.
+
+        Returns:
+          Seconds, and the loss of each step.
+
+        Raises:
+          ValueError: The process ended.
+        """
+        answer = self._answer(f"{steps}\n")
+        return answer["seconds"], answer["losses"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            with contextlib.suppress(OSError):  # what waits in a pipe is not missed
+                if stream is not None:
+                    stream.close()
+
+    def _answer(self, line: str = "") -> dict[str, Any]:
+        source, answers = self._process.stdin, self._process.stdout
+        answer = ""
+        if source is not None and answers is not None:
+            with contextlib.suppress(BrokenPipeError):
+                source.write(line)
+                source.flush()
+            answer = answers.readline()
+        if not answer:
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines() or ["it said nothing"]
+            raise ValueError(said[-1])
+        return json.loads(answer)

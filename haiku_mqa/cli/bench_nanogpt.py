@@ -1,0 +1,76 @@
+"""``haiku-mqa bench nanogpt``: nanoGPT's recipe for a CPU, beside nanoGPT."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from haiku_mqa.cli import _findings, _options
+
+_DESCRIPTION = """\
+Train by the recipe nanogpt-cpu with several seeds, each run in a process of its own
+that keeps no compiled program, and print the validation loss over the whole split and
+the seconds of the process, compilation and evaluation included. Beside it, taking
+turns, runs nanoGPT's own train.py with its README's settings for a CPU, if a checkout
+is named. It is copied, gets this package's corpus, and is not changed.
+"""
+
+_EPILOG = """\
+examples:
+  haiku-mqa bench nanogpt
+  haiku-mqa bench nanogpt --nanogpt ../nanoGPT --nanogpt-python ../torch/bin/python
+"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds ``bench``'s verb ``nanogpt``."""
+    parser = _options.add_verb(
+        verbs,
+        "nanogpt",
+        help="train by nanoGPT's recipe, beside nanoGPT",
+        run=run_nanogpt,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "--nanogpt", metavar="FOLDER", type=Path, help="a checkout of nanoGPT"
+    )
+    parser.add_argument(
+        "--nanogpt-python",
+        metavar="PYTHON",
+        help="a Python that has torch, if not this",
+    )
+    _findings.add_numbers(
+        parser,
+        ("--seeds", 1, 3, "how many runs each program gets"),
+        ("--steps", 1, 2000, "how many steps each run makes"),
+    )
+    _findings.add_output(parser)
+
+
+def run_nanogpt(args: argparse.Namespace) -> int:
+    """Prints losses and seconds.
+
+    Args:
+      args: As parsed.
+
+    Returns:
+      0.
+
+    Raises:
+      ValueError: The folder is no checkout, the Python has no torch, or a run failed.
+      OSError: The JSON file cannot be written.
+    """
+    _findings.check_outputs([args.json])
+    from haiku_mqa.bench import nanogpt
+
+    found = nanogpt.run_nanogpt(
+        seeds=args.seeds,
+        steps=args.steps,
+        nanogpt=args.nanogpt,
+        nanogpt_python=args.nanogpt_python,
+        progress=True,
+    )
+    _findings.tell(found, args)
+    return 0

@@ -1,0 +1,241 @@
+"""Checkpoints that are whole or are not there, whatever moment a run is killed at."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from haiku_mqa.errors import FormatError
+
+_ARRAYS = "arrays"
+_ABOUT = "about.json"
+_SAVING = ".saving-"
+_NAME = re.compile(r"\d{8,}")
+# How the library under orbax, which raises no OSError, says what the system said.
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints, one folder for each, named by its step.
+
+    One is written under another name, everything in it is synced to the disk, and
+    then it gets its own name: under that name it is never half written.
+
+    Example:
+      >>> import tempfile
+      >>> checkpoints = Checkpoints(Path(tempfile.mkdtemp()))
+      >>> checkpoints.save(250, {"w": np.arange(3)}, {"best": None}).name
+      '00000250'
+      >>> checkpoints.steps()
+      [250]
+      >>> checkpoints.restore(250, {"w": np.zeros(3, int)})
+      ({'w': array([0, 1, 2])}, {'best': None})
+    """
+
+    def __init__(self, folder: Path):
+        """Looks at a folder; it is made when the first checkpoint is.
+
+        Args:
+          folder: Of the checkpoints.
+        """
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Returns where the checkpoint of a step lies, or would.
+
+        Args:
+          step: How many steps are done.
+        """
+        return self.folder / f"{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Returns the steps that there is a checkpoint of, lowest first."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if _NAME.fullmatch(name))
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed run had not finished."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if _SAVING in path.name:
+                    shutil.rmtree(path)
+
+    def save(self, step: int, tree: Any, about: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint.
+
+        Args:
+          step: How many steps are done; there is no checkpoint of it yet.
+          tree: A pytree of arrays.
+          about: What else to remember, as plain data that JSON can hold.
+
+        Returns:
+          Its folder.
+
+        Raises:
+          OSError: It could not be written, for example because the disk is full.
+            Nothing of it is left, and other checkpoints are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{step:08d}{_SAVING}{secrets.token_hex(4)}"
+        try:
+            _require_room(self.folder, tree)
+            part.mkdir()
+            _write_arrays(part / _ARRAYS, tree)
+            (part / _ABOUT).write_text(json.dumps(dict(about)) + "\n")
+            _sync_all(part)
+            os.rename(part, self.path(step))
+            _sync(self.folder)
+        except Exception as error:
+            number = _system_error(error)
+            if number is None:
+                raise
+            raise OSError(number, self._told(step, number)) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return self.path(step)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint.
+
+        Args:
+          step: Which one.
+          like: A pytree of the same structure, of arrays or of their shapes.
+
+        Returns:
+          The pytree, of NumPy arrays, and what else was remembered.
+
+        Raises:
+          FormatError: It is damaged, or of another structure.
+        """
+        path = self.path(step)
+        try:
+            about = json.loads((path / _ABOUT).read_bytes())
+            tree = _read_arrays(path / _ARRAYS, like)
+        except Exception as error:
+            raise FormatError(
+                f"checkpoint {path} is damaged ({_first_line(error)}); without its "
+                "folder, the run goes on from the one before"
+            ) from error
+        return tree, about
+
+    def keep(self, *steps: int) -> None:
+        """Removes the checkpoints of all other steps.
+
+        Args:
+          *steps: Those to keep.
+        """
+        for step in set(self.steps()) - set(steps):
+            # Renamed first: what is half removed must not look like a checkpoint.
+            doomed = self.folder / f"{step:08d}{_SAVING}{secrets.token_hex(4)}"
+            os.rename(self.path(step), doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Returns what else a checkpoint remembers.
+
+        Args:
+          step: Which one.
+
+        Raises:
+          OSError: It cannot be read.
+        """
+        return json.loads((self.path(step) / _ABOUT).read_bytes())
+
+    def _told(self, step: int, number: int) -> str:
+        steps = self.steps()
+        last = f"the last whole one is {self.path(steps[-1])}" if steps else "none is"
+        return (
+            f"checkpoint of step {step} could not be saved in {self.folder}: "
+            f"{os.strerror(number)}; {last}"
+        )
+
+
+# --- Orbax ----------------------------------------------------------------------------
+
+
+def _write_arrays(path: Path, tree: Any) -> None:
+    import orbax.checkpoint as ocp  # takes a second, which other uses need not wait
+
+    # Copies: a view into a device's memory would hinder its donation.
+    host = jax.tree.map(np.array, tree)
+    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), host)
+
+
+def _read_arrays(path: Path, like: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(path.absolute(), item=like, restore_args=arguments)
+    for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
+        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            raise ValueError(
+                f"an array is {found.dtype} {list(found.shape)}, not {wanted.dtype} "
+                f"{list(wanted.shape)}"
+            )
+    return tree
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    before = logger.level
+    # Its threads log whole tracebacks of errors that are raised here anyway.
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# --- The disk -------------------------------------------------------------------------
+
+
+def _require_room(folder: Path, tree: Any) -> None:
+    # Orbax finds out by itself, but its threads then print a traceback for each array.
+    if shutil.disk_usage(folder).free < sum(x.nbytes for x in jax.tree.leaves(tree)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _sync_all(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent, name))
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # elsewhere a folder cannot be opened to be synced
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _system_error(error: Exception) -> int | None:
+    """Returns the system's number of an error, if it is one of the system's."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _SYSTEM_ERROR.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -1,0 +1,119 @@
+"""What a run computes: three programs, each compiled once."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from haiku_mqa.model import Model, Params
+from haiku_mqa.training.data import Batch
+from haiku_mqa.training.run.config import RunConfig
+from haiku_mqa.training.state import Metrics, TrainState, init_train_state
+from haiku_mqa.training.step import make_loss, make_train_step
+
+
+class Carry(NamedTuple):
+    """What a step passes on to the next; a checkpoint holds it.
+
+    Attributes:
+      state: Of training.
+      average: Of the parameters, float32; ``None`` where none is asked for.
+    """
+
+    state: TrainState
+    average: Params | None
+
+    @property
+    def judged(self) -> Params:
+        """The parameters that are evaluated: the average where there is one."""
+        return self.state.params if self.average is None else self.average
+
+
+class Programs(NamedTuple):
+    """A run's programs.
+
+    Attributes:
+      init: An rng to the first ``Carry``.
+      step: (carry, batch, rng) to (carry, metrics). The carry is donated.
+      evaluate: (parameters, batches) to nats per token.
+    """
+
+    init: Callable[[jax.Array], Carry]
+    step: Callable[[Carry, Batch, jax.Array | None], tuple[Carry, Metrics]]
+    evaluate: Callable[[Params, Iterable[Batch]], float]
+
+
+def make_programs(model: Model, config: RunConfig) -> Programs:
+    """Returns the programs of a run; each is compiled when it is first called.
+
+    Args:
+      model: The run's.
+      config: Of the run.
+
+    Returns:
+      The programs.
+    """
+    options: dict[str, Any] = {
+        "compute_dtype": config.compute_dtype,
+        "remat": config.remat,
+    }
+    if config.scan_layers:
+        options["scan_layers"] = True
+    train_step = make_train_step(model, config.optimizer, **options)
+    decay = config.average_decay
+
+    def init(rng: jax.Array) -> Carry:
+        state = init_train_state(config.optimizer, model.init(rng))
+        copied = jax.tree.map(jnp.copy, state.params)  # not one buffer donated twice
+        return Carry(state, None if decay is None else copied)
+
+    def step(
+        carry: Carry, batch: Batch, rng: jax.Array | None
+    ) -> tuple[Carry, Metrics]:
+        state, metrics = train_step(carry.state, batch, rng)
+        if decay is None or carry.average is None:
+            return Carry(state, None), metrics
+        average = _averaged(decay, carry.average, state, metrics.skipped)
+        return Carry(state, average), metrics
+
+    options.pop("remat")  # nothing is kept for a backward pass that is not run
+    loss = make_loss(model, **options)
+    summed = jax.jit(lambda params, batch: loss(params, batch, None))
+    return Programs(
+        init=_quickly_compiled(init),
+        step=jax.jit(step, donate_argnums=0),
+        evaluate=functools.partial(_mean, summed),
+    )
+
+
+def _averaged(
+    decay: float, average: Params, state: TrainState, skipped: jax.Array
+) -> Params:
+    """Returns the average after a step; a step that was skipped does not count.
+
+    In the first steps it forgets sooner, so that it is not held back by the
+    parameters' first values, which mean nothing (TensorFlow's rule).
+    """
+    updates = (state.step - state.skipped).astype(jnp.float32)
+    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    kept = jnp.where(skipped, 1.0, kept)
+    return jax.tree.map(lambda a, p: a + (1 - kept) * (p - a), average, state.params)
+
+
+def _quickly_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # It runs once: most of its time is compilation, of which this halves the time.
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _mean(
+    summed: Callable[..., Any], params: Params, batches: Iterable[Batch]
+) -> float:
+    # Fetched only when all are on their way, and added in a wider type than theirs.
+    losses = jax.device_get([summed(params, batch) for batch in batches])
+    total = math.fsum(float(loss.sum) for loss in losses)
+    return total / sum(int(loss.count) for loss in losses)

@@ -1,0 +1,159 @@
+"""What lies at a path: a folder that holds a model, or a file that does."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from haiku_mqa import model_folder
+from haiku_mqa.config import DecoderConfig, DType
+from haiku_mqa.errors import FormatError
+from haiku_mqa.model import Params, build
+from haiku_mqa.pretrained import config_from_gguf, read_gguf, read_pretrained
+from haiku_mqa.text import AnyTokenizer, load_tokenizer
+from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
+
+_UNVERSIONED = "unversioned"
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundModel:
+    """A model at a path, all of it read.
+
+    Attributes:
+      config: What the decoder is.
+      params: Module paths to names to arrays, of ``config.param_dtype``.
+      tokenizer: Its tokenizer, if there is one.
+      metadata: What is known of it.
+    """
+
+    config: DecoderConfig
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: AnyTokenizer | None
+    metadata: ModelMetadata
+
+
+def read_path(path: Path, *, dtype: DType = "float32") -> FoundModel:
+    """Reads a model folder or a model file.
+
+    Args:
+      path: A folder, as a training run's is, or a ``.gguf`` file.
+      dtype: What the decoder computes in, and what its parameters become.
+
+    Returns:
+      All that is there.
+
+    Raises:
+      ValueError: It is neither.
+      FormatError: A file is damaged, or files of a folder do not belong together.
+      OSError: Something is not there, or cannot be read.
+    """
+    if not path.is_dir():
+        _check_exists(path)
+        read = read_pretrained(path, dtype=dtype)
+        about = _about_file(path, read.metadata)
+        return FoundModel(read.config, read.params, read.tokenizer, about)
+    config = dataclasses.replace(_config_of(path), dtype=dtype, param_dtype=dtype)
+    params = model_folder.read_weights(path, config)
+    return FoundModel(config, params, _tokenizer_of(path, config), _about_folder(path))
+
+
+def describe_path(path: Path) -> ModelSpec:
+    """Returns a model folder or a model file as a spec, without reading weights.
+
+    Args:
+      path: As ``read_path`` takes it.
+
+    Returns:
+      The spec. Its name is the path's last part, in letters that names have.
+
+    Raises:
+      ValueError: It is neither.
+      FormatError: A file is damaged.
+      OSError: Something is not there, or cannot be read.
+    """
+    version = _UNVERSIONED
+    if path.is_dir():
+        config, about = _config_of(path), _about_folder(path)
+        if (path / model_folder.WEIGHTS).exists():
+            steps = model_folder.read_metadata(path).get("step")
+            version = version if steps is None else f"step {steps}"
+    else:
+        _check_exists(path)
+        file = read_gguf(path)
+        try:
+            config = config_from_gguf(file.metadata, file.tensors)
+        except ValueError as error:  # FormatError too, which stays one
+            raise type(error)(f"{path}: {error}") from None
+        about = _about_file(path, file.metadata)
+    model = build(config)
+    return ModelSpec(
+        api_version=API_VERSION,
+        name=_name_of(path),
+        version=version,
+        config=config,
+        metadata=about,
+        init=model.init,
+        apply=model.apply,
+        init_cache=model.init_cache,
+        load_params=lambda: read_path(path, dtype=config.param_dtype).params,
+        load_tokenizer=lambda: read_path(path).tokenizer,
+    )
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if path.suffix.lower() != ".gguf":
+        raise ValueError(
+            "path must be a model folder, as a training run's is, or a .gguf file, "
+            f"got {str(path)!r}"
+        )
+
+
+def _config_of(folder: Path) -> DecoderConfig:
+    if not (folder / model_folder.CONFIG).exists():
+        raise ValueError(
+            "path must be a model folder, as a training run's is, or a .gguf file, "
+            f"got {str(folder)!r}, which has no {model_folder.CONFIG}"
+        )
+    return model_folder.read_config(folder)
+
+
+def _tokenizer_of(folder: Path, config: DecoderConfig) -> AnyTokenizer | None:
+    path = folder / model_folder.TOKENIZER
+    if not path.exists():
+        return None
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FormatError(
+            f"{path} is of another model: it has {tokenizer.vocab_size} tokens, and "
+            f"vocab_size is {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _about_folder(folder: Path) -> ModelMetadata:
+    return ModelMetadata(
+        description=f"a decoder in {folder}",
+        source=str(folder),
+        capabilities=("logits", "cache", "pretrained"),
+    )
+
+
+def _about_file(path: Path, about: dict[str, Any]) -> ModelMetadata:
+    return ModelMetadata(
+        description=str(about.get("general.name", path.stem)),
+        license=str(about.get("general.license", "")),
+        source=str(path),
+        capabilities=("logits", "cache", "pretrained"),
+    )
+
+
+def _name_of(path: Path) -> str:
+    last = path.resolve().name.lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", last) or "model"

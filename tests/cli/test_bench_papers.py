@@ -1,0 +1,87 @@
+"""The verbs that train: that options arrive, and findings are printed and written."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+
+from haiku_mqa.bench import ainslie, nanogpt, shazeer, training_speed
+from haiku_mqa.bench.findings import Findings
+from tests.bench.tiny import CORPUS, SCALE, decode_with
+
+_TINY = {"scale": SCALE, "corpus": CORPUS, "decode_with": decode_with}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Experiments at a scale that takes no time."""
+    for module, name in ((shazeer, "run_shazeer"), (ainslie, "run_ainslie")):
+        tiny = functools.partial(getattr(module, name), **_TINY)
+        monkeypatch.setattr(module, name, tiny)
+
+
+@pytest.mark.parametrize("verb", ["shazeer", "ainslie"])
+def test_paper_is_repeated_printed_and_written(run, quick, tmp_path, verb):
+    file = tmp_path / "found.json"
+    words = ("--steps", 20, "--context", 5, "--batch-size", 2, "--repeats", 1)
+    done = run("bench", verb, *words, "--json", file)
+    assert done.code == 0, done.err
+    data = json.loads(file.read_text())
+    assert data["settings"]["context"] == 5
+    assert "decode µs/token" in done.out
+    assert all(note in done.out for note in data["notes"])
+    assert "multi-head" in done.err  # the bar
+
+
+def test_markdown_is_the_table_alone(run, quick):
+    words = ("--steps", 2, "--seeds", 1, "--context", 5, "--batch-size", 2)
+    done = run("bench", "shazeer", *words, "--markdown")
+    assert all(line.startswith("| ") for line in done.out.splitlines())
+
+
+def test_picture_is_written(run, quick, tmp_path):
+    file = tmp_path / "ainslie.png"
+    words = ("--steps", 20, "--context", 5, "--batch-size", 2, "--plot", file)
+    assert run("bench", "ainslie", *words).code == 0
+    assert file.stat().st_size > 10_000
+
+
+def test_picture_of_another_kind_is_refused_before_the_work(run, tmp_path):
+    done = run("bench", "ainslie", "--plot", tmp_path / "ainslie.gif")
+    assert done.code == 2
+    assert done.error.startswith("--plot must end in .pdf, .png, .svg")
+
+
+@pytest.mark.parametrize("verb", ["train", "nanogpt", "shazeer", "ainslie"])
+def test_file_that_cannot_be_written_is_told_before_the_work(run, tmp_path, verb):
+    done = run("bench", verb, "--json", tmp_path / "nowhere/found.json")
+    assert done.code == 1
+    assert "No such file or directory" in done.error
+
+
+def _findings(**options):
+    return Findings(
+        title="t", columns=("a", "b"), rows=(("1", "2"),), notes=("n",), data=options
+    )
+
+
+def test_options_of_train_arrive(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(training_speed, "run_training_speed", _findings)
+    file = tmp_path / "found.json"
+    words = ("--steps", 3, "--repeats", 2, "--torch-python", "p", "--json", file)
+    assert run("bench", "train", *words).code == 0
+    data = json.loads(file.read_text())
+    assert (data["steps"], data["repeats"], data["torch_python"]) == (3, 2, "p")
+
+
+def test_options_of_nanogpt_arrive(run, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        nanogpt, "run_nanogpt", lambda **o: (seen.update(o), _findings())[1]
+    )
+    words = ("--seeds", 2, "--steps", 7, "--nanogpt", "f", "--nanogpt-python", "p")
+    assert run("bench", "nanogpt", *words).code == 0
+    assert (seen["seeds"], seen["steps"]) == (2, 7)
+    assert (str(seen["nanogpt"]), seen["nanogpt_python"]) == ("f", "p")

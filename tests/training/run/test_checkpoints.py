@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haiku_mqa.errors import FormatError
+from haiku_mqa.training import OptimizerConfig, init_train_state
+from haiku_mqa.training.run import checkpoints as room
+from haiku_mqa.training.run.checkpoints import Checkpoints
+from tests.training.run.runs import REPOSITORY
+
+TREE = {"w": np.arange(6, dtype=np.float32), "n": np.int32(3) * np.ones((), np.int32)}
+BIG = {"w": np.random.default_rng(0).random(2**20)}  # 8 MiB that do not compress
+ABOUT = {"step": 8, "validation_loss": 1.5, "best": [8, 1.5]}
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def _same_bits(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.tobytes() == b.tobytes()
+
+
+# --- What comes back ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_comes_back_bit_for_bit(checkpoints, name):
+    draw = np.random.default_rng(0)
+    params = {"linear": {"w": draw.normal(size=(3, 4)), "b": draw.normal(size=4)}}
+    state = init_train_state(OptimizerConfig(name=name), params)
+    checkpoints.save(8, state, ABOUT)
+    shapes = jax.eval_shape(lambda: state)
+    tree, about = checkpoints.restore(8, shapes)
+    _same_bits(tree, state)
+    assert about == ABOUT == checkpoints.about(8)
+
+
+def test_odd_arrays_come_back_bit_for_bit(checkpoints):
+    tree = {
+        "bfloat16": jnp.array([1.5, -0.0], jnp.bfloat16),
+        "not finite": np.array([np.nan, -np.inf, -0.0, 1e-45], np.float32),
+        "none": None,
+        "bool": np.array(True),
+    }
+    checkpoints.save(1, tree, {})
+    _same_bits(checkpoints.restore(1, tree)[0], tree)
+
+
+def test_steps_are_in_order_of_their_numbers(checkpoints):
+    for step in (10, 9, 123_456_789):
+        checkpoints.save(step, TREE, {})
+    assert checkpoints.steps() == [9, 10, 123_456_789]
+    assert checkpoints.path(9).name == "00000009"
+
+
+def test_all_but_some_are_removed(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, TREE, {})
+    checkpoints.keep(3, 1)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == [
+        "00000001",
+        "00000003",
+    ]
+
+
+def test_no_folder_has_no_steps(checkpoints):
+    assert checkpoints.steps() == []
+    checkpoints.remove_leftovers()
+    assert not checkpoints.folder.exists()
+
+
+# --- What is whole --------------------------------------------------------------------
+
+
+def test_half_written_checkpoint_is_none_and_is_removed(checkpoints):
+    checkpoints.save(4, TREE, {})
+    part = checkpoints.folder / "00000008.saving-0a1b2c3d" / "arrays"
+    part.mkdir(parents=True)
+    assert checkpoints.steps() == [4]
+    checkpoints.remove_leftovers()
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["00000004"]
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(checkpoints, monkeypatch):
+    happened, fsync, rename = [], os.fsync, os.rename
+
+    def watched_fsync(descriptor):
+        happened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def watched_rename(source, target):
+        rename(source, target)
+        happened.append((str(source), str(target)))
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "rename", watched_rename)
+    path = checkpoints.save(8, TREE, ABOUT)
+    named = [i for i, entry in enumerate(happened) if isinstance(entry, tuple)][-1]
+    part, target = happened[named]
+    assert target == str(path)
+    written = {part}
+    for parent, folders, names in os.walk(path):
+        inside = parent.replace(str(path), part)
+        written |= {f"{inside}/{name}" for name in folders + names}
+    assert written <= set(happened[:named])
+    assert str(checkpoints.folder) in happened[named:]
+
+
+def test_interrupted_save_leaves_nothing(checkpoints, monkeypatch):
+    checkpoints.save(4, TREE, {})
+
+    def interrupted(path, tree):
+        path.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "_write_arrays", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(8, TREE, {})
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["00000004"]
+
+
+@pytest.mark.parametrize("name", ["about.json", "arrays/manifest.ocdbt"])
+def test_damaged_checkpoint_is_named(checkpoints, name):
+    path = checkpoints.save(8, TREE, ABOUT)
+    for file in path.rglob(name.rpartition("/")[2]):
+        file.write_bytes(file.read_bytes()[:7])
+    with pytest.raises(FormatError, match=f"checkpoint {path} is damaged"):
+        checkpoints.restore(8, TREE)
+
+
+def test_checkpoint_of_another_shape_is_refused(checkpoints):
+    checkpoints.save(8, TREE, ABOUT)
+    for other in ({**TREE, "w": np.zeros(5, np.float32)}, {"v": TREE["w"]}):
+        with pytest.raises(FormatError, match="damaged"):
+            checkpoints.restore(8, other)
+
+
+# --- A full disk ----------------------------------------------------------------------
+
+
+def _assert_only_the_first_is_left(checkpoints):
+    assert [p.name for p in checkpoints.folder.iterdir()] == ["00000004"]
+    _same_bits(checkpoints.restore(4, TREE)[0], TREE)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_told_of_and_the_last_checkpoint_is_whole(
+    checkpoints, monkeypatch, number
+):
+    checkpoints.save(4, TREE, {})
+
+    def full(path, tree):
+        path.mkdir()
+        (path / "half").write_bytes(b"1234")
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "_write_arrays", full)
+        with pytest.raises(OSError, match="step 8 could not be saved") as caught:
+            checkpoints.save(8, TREE, {})
+    assert caught.value.errno == number
+    assert os.strerror(number) in str(caught.value)
+    assert f"the last whole one is {checkpoints.path(4)}" in str(caught.value)
+    _assert_only_the_first_is_left(checkpoints)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB, where it can be mounted."""
+    path = tmp_path / "small"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    try:
+        mounted = subprocess.run(command, capture_output=True)
+    except OSError:
+        pytest.skip("there is no mount")
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "unforeseen"])
+def test_disk_that_is_really_full_is_told_of(small_disk, monkeypatch, seen):
+    checkpoints = Checkpoints(small_disk / "checkpoints")
+    checkpoints.save(4, TREE, {})
+    if not seen:
+        monkeypatch.setattr(room, "_require_room", lambda *_: None)
+    with pytest.raises(OSError, match="No space left on device; the last") as caught:
+        checkpoints.save(8, BIG, {})
+    assert caught.value.errno == errno.ENOSPC
+    _assert_only_the_first_is_left(checkpoints)
+
+
+LIMITED = """
+import resource, sys
+from tests.training.run.test_checkpoints import *
+checkpoints = Checkpoints(room.Path(sys.argv[1]))
+checkpoints.save(4, TREE, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+try:
+    checkpoints.save(8, BIG, {})
+except OSError as error:
+    print(error.errno)
+assert checkpoints.steps() == [4]
+assert len(list(checkpoints.folder.iterdir())) == 1
+"""
+
+
+def test_files_that_may_not_grow_are_as_a_full_disk(tmp_path):
+    program = [sys.executable, "-c", LIMITED, str(tmp_path / "checkpoints")]
+    run = subprocess.run(program, capture_output=True, text=True, cwd=REPOSITORY)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [str(errno.EFBIG)]
+    assert run.stderr == ""
