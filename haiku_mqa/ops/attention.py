@@ -183,9 +183,8 @@ def _exponentials(
     if mask is not None:
         logits = jnp.where(mask, logits, _MASKED)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    exps = jnp.exp(logits - largest)
-    if mask is not None:
-        # Where all is masked every difference is zero and its exponential one.
-        exps = jnp.where(mask, exps, 0.0)
+    # Where all is masked the greatest is masked too; set above it, every exponential
+    # is zero, and no second pass over them with the mask is needed.
+    exps = jnp.exp(logits - jnp.maximum(largest, _MASKED / 2))
     total = exps.sum(axis=-1, keepdims=True)
     return exps, jnp.where(total == 0, 1.0, total)
