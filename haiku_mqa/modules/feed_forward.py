@@ -13,7 +13,6 @@ from haiku_mqa.modules.linear import Linear
 from haiku_mqa.ops.numerics import wide_dtype
 
 
-
 def _gelu(x: jax.Array) -> jax.Array:
     # By erf: jax.nn.gelu takes erfc, which keeps digits far below any tolerance for
     # three times the work, a tenth of a small model's training step.

@@ -1,5 +1,6 @@
 """From text to a trained model: data, loss, optimizer and step."""
 
+from haiku_mqa._heap import keep_freed_memory
 from haiku_mqa.training.corpus import Corpus, read_corpus, split
 from haiku_mqa.training.data import (
     Batch,
@@ -41,6 +42,7 @@ __all__ = [
     "encode_corpus",
     "encode_documents",
     "init_train_state",
+    "keep_freed_memory",
     "learning_rate_at",
     "make_loss",
     "make_optimizer",
