@@ -20,6 +20,7 @@ LONGEST_FILE = 400  # lines, docstrings apart
 FLOORS = {
     "_arguments": 0,
     "_files": 0,
+    "_heap": 0,
     "errors": 0,
     "config": 0,
     "text": 1,

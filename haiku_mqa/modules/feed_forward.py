@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import haiku as hk
 import jax
 
 from haiku_mqa.config import Activation, DecoderConfig
 from haiku_mqa.modules.linear import Linear
+from haiku_mqa.ops.numerics import wide_dtype
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    # By erf: jax.nn.gelu takes erfc, which keeps digits far below any tolerance for
+    # three times the work, a tenth of a small model's training step.
+    wide = x.astype(wide_dtype(x.dtype))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }

@@ -47,7 +47,10 @@ class Linear(hk.Module):
         w_init = self.w_init or hk.initializers.TruncatedNormal(input_size**-0.5)
         shape = (input_size, self.output_size)
         w = hk.get_parameter("w", shape, dtype, init=w_init)
-        y = jnp.dot(x, w.astype(x.dtype))
+        # As one matrix: with two leading axes, XLA would transpose the whole gradient
+        # of y in memory to make that of w.
+        flat = x.reshape(-1, input_size)
+        y = jnp.dot(flat, w.astype(x.dtype)).reshape(*x.shape[:-1], self.output_size)
         if self.with_bias:
             b = hk.get_parameter("b", (self.output_size,), dtype, init=self.b_init)
             y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)

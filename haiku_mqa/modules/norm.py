@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.config import DecoderConfig, Norm
-from haiku_mqa.ops.numerics import wide_dtype
+from haiku_mqa.ops.numerics import standardize, wide_dtype
 
 
 class Normalization(hk.Module):
@@ -56,10 +56,7 @@ class Normalization(hk.Module):
         dtype = self.param_dtype or x.dtype
         shape = x.shape[-1:]
         wide = x.astype(wide_dtype(x.dtype))
-        if self.norm == "layer":
-            wide = wide - wide.mean(axis=-1, keepdims=True)
-        variance = jnp.square(wide).mean(axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(variance + self.eps)
+        wide = standardize(wide, self.eps, centred=self.norm == "layer")
 
         init = jnp.zeros if self.norm == "rms_one_plus" else jnp.ones
         scale = hk.get_parameter("scale", shape, dtype, init=init).astype(wide.dtype)

@@ -109,10 +109,10 @@ def multi_query_attention(
     batch, queries, heads, size = query.shape
     keys, kv_heads = key.shape[1:3]
     check_kv_heads(heads, kv_heads)
-    group = heads // kv_heads
 
-    grouped = query.reshape(batch, queries, kv_heads, group, size)
-    logits = wide_einsum("btkgh,bskh->bkgts", grouped, key)  # [B, K, G, T, S]
+    logits = wide_einsum(  # [B * K, G * T, S]
+        "bth,bsh->bts", _fold(query, kv_heads), _fold(key, kv_heads)
+    )
     logits = logits.reshape(batch, heads, queries, keys)  # [B, N, T, S]
     logits = logits * (1 / math.sqrt(size) if scale is None else scale)
     if softcap is not None:
@@ -130,11 +130,12 @@ def multi_query_attention(
         exps = dropout(exps, dropout_rate, dropout_rng)
 
     # Dividing after the product with the values is T * v divisions, not T * S.
-    summed = wide_einsum(  # [B, T, K, G, v]
-        "bkgts,bskv->btkgv",
-        exps.reshape(batch, kv_heads, group, queries, keys).astype(value.dtype),
-        value,
-    ).reshape(batch, queries, heads, -1)
+    summed = wide_einsum(  # [B * K, G * T, v]
+        "bts,bsv->btv",
+        exps.reshape(batch * kv_heads, -1, keys).astype(value.dtype),
+        _fold(value, kv_heads),
+    )
+    summed = summed.reshape(batch, heads, queries, -1).swapaxes(1, 2)  # [B, T, N, v]
     output = (summed / total.swapaxes(1, 2)).astype(value.dtype)
     return (output, exps / total) if return_weights else output
 
@@ -165,6 +166,16 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.array(geometric(power) + extra, dtype=np.float32)
 
 
+def _fold(x: jax.Array, kv_heads: int) -> jax.Array:
+    """Returns ``[B, T, N, H]`` as ``[B * K, G * T, H]``.
+
+    So the products are plain batched ones, rows by rows: of more axes XLA makes the
+    same by transposing the weights, the largest arrays there are.
+    """
+    batch, _, _, size = x.shape
+    return x.swapaxes(1, 2).reshape(batch * kv_heads, -1, size)
+
+
 def _exponentials(
     logits: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -172,9 +183,8 @@ def _exponentials(
     if mask is not None:
         logits = jnp.where(mask, logits, _MASKED)
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    exps = jnp.exp(logits - largest)
-    if mask is not None:
-        # Where all is masked every difference is zero and its exponential one.
-        exps = jnp.where(mask, exps, 0.0)
+    # Where all is masked the greatest is masked too; set above it, every exponential
+    # is zero, and no second pass over them with the mask is needed.
+    exps = jnp.exp(logits - jnp.maximum(largest, _MASKED / 2))
     total = exps.sum(axis=-1, keepdims=True)
     return exps, jnp.where(total == 0, 1.0, total)

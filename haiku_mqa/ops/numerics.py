@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -54,21 +56,79 @@ def wide_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, y, cpu=widened, default=accumulated)
 
 
+def standardize(x: jax.Array, eps: float, *, centred: bool) -> jax.Array:
+    """Returns ``x`` scaled to a mean square of one along its last axis.
+
+    Its derivative is written out: what is left of dx without its parts along one and
+    the result, times the scale. Of the plain form XLA makes more passes over memory.
+
+    Args:
+      x: ``[..., size]``.
+      eps: Added to the mean square before its root.
+      centred: Whether the mean is taken off first, as layer norm does.
+
+    Returns:
+      ``[..., size]``.
+
+    Example:
+      >>> standardize(jnp.array([1.0, 3.0]), 0.0, centred=True).tolist()
+      [-1.0, 1.0]
+    """
+    return _standardize(x, eps, centred)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _standardize(x: jax.Array, eps: float, centred: bool) -> jax.Array:
+    return _standardized(x, eps, centred)[0]
+
+
+def _standardized(
+    x: jax.Array, eps: float, centred: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the standardised and the factor ``[..., 1]`` that made it so."""
+    if centred:
+        x = x - x.mean(axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
+    return x * factor, factor
+
+
+@_standardize.defjvp
+def _standardize_jvp(
+    eps: float,
+    centred: bool,
+    primals: tuple[jax.Array],
+    tangents: tuple[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    y, factor = _standardized(x, eps, centred)
+    away = dx - y * (y * dx).mean(axis=-1, keepdims=True)
+    if centred:
+        away = away - dx.mean(axis=-1, keepdims=True)
+    return y, factor * away
+
+
 def dropout(x: jax.Array, rate: float, rng: jax.Array) -> jax.Array:
     """Drops numbers at random and scales the rest, so that the mean stays.
 
+    Chance is drawn in steps of 2 ** -16, two numbers from each word: making random
+    words is what dropout costs.
+
     Args:
-      x: ``[...]``.
+      x: ``[..., size]``.
       rate: Share that is dropped, in [0, 1).
       rng: PRNG key.
 
     Returns:
-      ``[...]`` in x's dtype (Srivastava et al. 2014).
+      ``[..., size]`` in x's dtype (Srivastava et al. 2014).
 
     Example:
       >>> dropped = dropout(jnp.ones(1000), 0.5, jax.random.key(0))
       >>> sorted(set(dropped.tolist()))
       [0.0, 2.0]
     """
-    kept = jax.random.bernoulli(rng, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+    *leading, size = x.shape
+    words = jax.random.bits(rng, (*leading, -(-size // 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # [..., size / 2, 2]
+    halves = halves.reshape(*leading, -1)[..., :size]
+    steps = min(max(round((1 - rate) * 2**16), 1), 2**16 - 1)
+    return jnp.where(halves < steps, x / (steps / 2**16), jnp.zeros_like(x))

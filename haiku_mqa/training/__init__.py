@@ -1,5 +1,6 @@
 """From text to a trained model: data, loss, optimizer and step."""
 
+from haiku_mqa._heap import keep_freed_memory
 from haiku_mqa.training.corpus import Corpus, read_corpus, split
 from haiku_mqa.training.data import (
     Batch,
@@ -57,6 +58,7 @@ __all__ = [
     "encode_documents",
     "evaluate",
     "init_train_state",
+    "keep_freed_memory",
     "learning_rate_at",
     "load_run_config",
     "make_loss",
