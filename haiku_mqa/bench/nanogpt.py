@@ -31,6 +31,7 @@ from haiku_mqa.text import load_tokenizer
 from haiku_mqa.training import (
     RandomWindows,
     encode_corpus,
+    keep_freed_memory,
     load_run_config,
     make_loss,
     read_corpus,
@@ -140,6 +141,7 @@ def child(words: Sequence[str]) -> None:
         if isinstance(event, Evaluated):
             losses.append((event.step, event.validation_loss))
 
+    keep_freed_memory()  # as the verb train does
     train(config, out=words[1], on_event=listen)
     print(json.dumps({"validation_losses": losses}))
 

@@ -39,6 +39,14 @@ def prepare_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
 
 
+def prepare_training() -> None:
+    """Makes jax ready for many steps, each of which frees what the next one needs."""
+    prepare_jax()
+    from haiku_mqa.training import keep_freed_memory
+
+    keep_freed_memory()
+
+
 def load_model(source: str, *, dtype: DType) -> LoadedModel:
     """Loads a model with weights.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from haiku_mqa.training.run.reports import read_metrics
 
 _TEMPERATURE = 0.8  # as generate has it for a model of one corpus
 _AT_A_TIME = 32  # tokens of a sample
+_STEPS_TO_TELL_BY = 5
 _WIDTH = 60  # of what frames a sample
-_BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+_BAR = "{bar}| {n_fmt}/{total_fmt}{postfix}"
 _PROMPT_WORDS, _PROMPT_LETTERS = 4, 40
-_TOKENS = {"characters": "characters", "bytes": "bytes", "bpe": "pairs of bytes"}
+_TOKENS = {"characters": "characters", "bytes": "bytes", "bpe": "byte pairs"}
 
 
 class Sampler:
@@ -105,6 +107,7 @@ class Screen:
         self.started: Started | None = None
         self._out, self._corpus, self._is_quiet = out, corpus, is_quiet
         self._bar: Any = None
+        self._first: tuple[int, float] | None = None  # step here, and when it was done
         self._told: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
@@ -139,7 +142,6 @@ class Screen:
                 total=event.total_steps,
                 initial=event.first_step,
                 bar_format=_BAR,
-                smoothing=0.1,
                 dynamic_ncols=True,
                 leave=False,
                 file=sys.stderr,
@@ -155,10 +157,21 @@ class Screen:
             )
         if self._bar is not None:
             named = [f"{name} {self._told[name]}" for name in self._names()]
-            self._bar.set_postfix_str(
-                ", ".join([*named, self._told["speed"]]), refresh=False
-            )
+            told = [*self._time_left(event.step), *named, self._told["speed"]]
+            self._bar.set_postfix_str(", ".join(told), refresh=False)
             self._bar.update()
+
+    def _time_left(self, step: int) -> list[str]:
+        """Returns how long it will take, once that can be told."""
+        now = time.perf_counter()
+        if self._first is None:  # took as long as its compilation
+            self._first = step, now
+        first, since = self._first
+        if self.started is None or step - first < _STEPS_TO_TELL_BY:
+            return []
+        # Of all that was done since, so that an evaluation now does not count tenfold.
+        left = (now - since) / (step - first) * (self.started.total_steps - step)
+        return [f"{tqdm.format_interval(left)} left"]
 
     def _names(self) -> list[str]:
         return [name for name in ("loss", "validation") if name in self._told]

@@ -67,6 +67,9 @@ def run_ainslie(args: argparse.Namespace) -> int:
         )
     _findings.check_outputs([args.json, args.plot])
     from haiku_mqa.bench import ainslie
+    from haiku_mqa.training import keep_freed_memory
+
+    keep_freed_memory()  # as the verb train does
 
     found = ainslie.run_ainslie(
         steps=args.steps,

@@ -56,6 +56,9 @@ def run_shazeer(args: argparse.Namespace) -> int:
     """
     _findings.check_outputs([args.json])
     from haiku_mqa.bench import shazeer
+    from haiku_mqa.training import keep_freed_memory
+
+    keep_freed_memory()  # as the verb train does
 
     found = shazeer.run_shazeer(
         steps=args.steps,

@@ -58,6 +58,9 @@ def run_train(args: argparse.Namespace) -> int:
     """
     _findings.check_outputs([args.json])
     from haiku_mqa.bench.training_speed import run_training_speed
+    from haiku_mqa.training import keep_freed_memory
+
+    keep_freed_memory()  # as the verb train does
 
     found = run_training_speed(
         steps=args.steps,

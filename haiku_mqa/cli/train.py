@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._failures import MissingExtra
-from haiku_mqa.cli._models import prepare_jax
+from haiku_mqa.cli._models import prepare_training
 from haiku_mqa.cli._screen import say
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ from there, also after a kill or a power cut, and comes to the very same weights
 
 _EPILOG = """\
 recipes:
-  default      multi-query, rotary positions, gated feed-forward: 4 layers of width 128
-  nanogpt-cpu  nanoGPT's recipe for a CPU: multi-head, as many layers and as wide
+  default          multi-query, 4 layers of width 128, context 128
+  nanogpt-cpu      nanoGPT's recipe for a CPU: multi-head, the same width, context 64
+  shakespeare-mqa  how the model of that name was trained: width 256, context 256
 
 examples:
   haiku-mqa train --out runs/first
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
       OSError: The folder cannot be written.
     """
     _check(args)
-    prepare_jax()
+    prepare_training()
     from haiku_mqa.cli._training import Sampler, Screen, outcome
     from haiku_mqa.training import read_corpus, train
 
@@ -162,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
         if board is not None:
             board.close()
     if result.stopped is None:
+        print("" if args.quiet else "\n", end="")
         print(outcome(args.out, corpus, screen))
         return 0
     word = "interrupted" if result.stopped == "SIGINT" else "terminated"

@@ -14,6 +14,7 @@ VERBS = (
     "demo",
     "eval",
     "generate",
+    "train",
     "zoo",
 )
 LIGHT = (
@@ -22,6 +23,7 @@ LIGHT = (
     ["generate", "--help"],
     ["attention", "--help"],
     ["eval", "--help"],
+    ["train", "--help"],
     ["convert-heads", "--help"],
     ["bench", "decode", "--help"],
     ["zoo", "check", "--help"],
@@ -31,6 +33,9 @@ LIGHT = (
     ["generate", ""],
     ["eval", "--model", "no-such-model"],
     ["convert-heads", "no-such-model", "out", "--kv-heads", "1"],
+    ["train"],
+    ["train", "--out", "no-such-run", "--resume"],
+    ["train", "--out", "no-such-run", "--set", "seed"],
 )
 
 

@@ -178,7 +178,7 @@ class RunConfig:
         for name, kind in (("data", DataConfig), ("optimizer", OptimizerConfig)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(
-                    f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}"
+                    f"{name} must be of {kind.__name__}, got {getattr(self, name)!r}"
                 )
         self._take_model()
         _take_whole(self, "seed", 0, 2**32 - 1)

@@ -34,7 +34,8 @@ _LOOKS: Any = {
     "legend.frameon": False,
 }
 _CROWDED = 40  # points of validation, above which they are only a line
-_FIRST_SHOWN = 0.02  # of the run; what is above the loss there runs off the picture
+_FIRST_SHOWN = 0.04  # of the run; what is above the loss there runs off the picture
+_HIGHEST_TOLD = 20.0  # nats; the perplexity of a run that went astray is no number
 
 Points = Sequence[tuple[int, float]]
 
@@ -145,8 +146,10 @@ def _limit(axes: Axes, train: Points, validation: Points) -> None:
 
 def _add_perplexity(axes: Axes) -> None:
     """Adds the same losses as perplexities, on the right."""
-    right = axes.twinx()
     low, high = axes.get_ylim()
+    if high > _HIGHEST_TOLD:
+        return
+    right = axes.twinx()
     right.set_ylim(low, high)
     right.grid(False)
     right.spines["right"].set_visible(False)
@@ -162,7 +165,8 @@ def _round_perplexities(low: float, high: float) -> list[float]:
     """Returns perplexities between two losses that are easy to read, some apart."""
     ticks: list[float] = []
     apart = (high - low) / 12
-    for power in range(math.floor(low / math.log(10)) - 1, math.ceil(high) + 1):
+    lowest, highest = (math.floor(nats / math.log(10)) for nats in (low, high))
+    for power in range(lowest, highest + 1):
         for digits in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8):
             tick = digits * 10.0**power
             if not low <= math.log(tick) <= high:

@@ -91,7 +91,8 @@ class Reports:
             _rewrite(samples, _samples_until(_read(samples), step))
         self._metrics = _open(self._folder / METRICS)
         # A finished run stays as it is, unless it was killed before its last picture.
-        self._is_drawn = _is_newer(self._folder / PICTURE, self._folder / METRICS)
+        is_whole = _is_newer(self._folder / PICTURE, self._folder / METRICS)
+        self._is_drawn = is_whole or not lines
 
     def __call__(self, event: Event) -> None:
         """Writes what is to be written of an event.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -47,9 +48,8 @@ CONFIG = RunConfig(model=SIZES)
     ],
 )
 def test_data_that_is_out_of_range_is_refused(fields, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         DataConfig(**fields)
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_data_that_is_out_of_range_is_refused(fields, message):
         ({"compute_dtype": "bf16"}, "unknown compute_dtype 'bf16': did you mean 'bfl"),
         ({"average_decay": 1.0}, "average_decay must be a number in (0, 1), got 1.0"),
         ({"average_decay": False}, "average_decay must be a number in (0, 1)"),
-        ({"data": {}}, "data must be a DataConfig, got {}"),
-        ({"optimizer": None}, "optimizer must be a OptimizerConfig, got None"),
+        ({"data": {}}, "data must be of DataConfig, got {}"),
+        ({"optimizer": None}, "optimizer must be of OptimizerConfig, got None"),
         ({"model": "big"}, "model must have DecoderConfig's fields, got 'big'"),
         ({"model": {}}, "model: DecoderConfig fields are missing: num_layers"),
         (
@@ -95,9 +95,8 @@ def test_data_that_is_out_of_range_is_refused(fields, message):
     ],
 )
 def test_run_that_is_out_of_range_is_refused(fields, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         RunConfig(**{"model": SIZES, **fields})
-    assert message in str(caught.value)
 
 
 def test_model_is_that_of_its_fields_with_a_context_of_one_row():
@@ -172,9 +171,8 @@ def test_config_comes_back_from_json(config):
     ],
 )
 def test_data_that_is_no_config_is_refused(data, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         RunConfig.from_dict(data)
-    assert message in str(caught.value)
 
 
 # --- Settings -------------------------------------------------------------------------
@@ -220,9 +218,8 @@ def test_settings_set_fields_by_their_path():
     ],
 )
 def test_setting_that_is_wrong_is_refused_and_the_nearest_named(setting, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         CONFIG.with_settings([setting])
-    assert message in str(caught.value)
 
 
 def test_what_follows_from_other_fields_follows_when_they_are_set():
@@ -243,10 +240,9 @@ def test_a_decay_that_was_chosen_stays_when_the_length_is_set():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_is_a_run_of_a_model_that_has_no_fields_of_chance(name):
+def test_recipe_is_a_run_that_comes_back_from_json(name):
     config = load_run_config(name)
     assert RunConfig.from_dict(config.to_dict()) == config
-    assert config.optimizer.total_steps % config.eval_every == 0
     build(config.decoder_config(65))
 
 
@@ -310,9 +306,8 @@ def test_config_is_read_from_the_folder_of_a_run(tmp_path):
     ],
 )
 def test_recipe_that_is_not_there_is_refused(name, message):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         load_run_config(name)
-    assert message in str(caught.value)
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
@@ -335,7 +330,6 @@ def test_folder_without_a_run_is_refused(tmp_path):
 def test_file_that_is_no_config_is_refused_by_name(tmp_path, text, message):
     path = Path(tmp_path, "mine.json")
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError) as caught:
+    whole = f"^{re.escape(str(path))} is no run config: .*{re.escape(message)}"
+    with pytest.raises(ValueError, match=whole):
         load_run_config(path)
-    assert str(caught.value).startswith(f"{path} is no run config: ")
-    assert message in str(caught.value)
