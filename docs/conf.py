@@ -12,7 +12,7 @@ copyright = "2026, the haiku_mqa authors"
 version = release = metadata.version("haiku-mqa")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "house_autodoc",
@@ -34,6 +34,8 @@ nitpick_ignore_regex = [
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+# Notebooks are stored with their outputs, and executed by tests/test_notebooks.py.
+nb_execution_mode = "off"
 
 autoclass_content = "both"
 autodoc_member_order = "bysource"

@@ -6,15 +6,19 @@ holds nothing that nobody ever ran.
 
 from __future__ import annotations
 
+import atexit
 import configparser
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable
 from importlib import metadata
@@ -32,7 +36,30 @@ SHORTENED = {
     "haiku-mqa bench decode": "haiku-mqa bench decode --model mqa-decoder "
     "--prompt-tokens 8 --new-tokens 4 --repeats 1",
     "haiku-mqa zoo check mqa-decoder": "haiku-mqa zoo check mqa-decoder --examples 1",
+    "haiku-mqa train --out runs/first": "haiku-mqa train --out runs/first --steps 10 "
+    "--set data.batch_size=2 sample_tokens=8",
+    "haiku-mqa train --out runs/novel --data novel.txt --steps 3000": "haiku-mqa train "
+    "--out runs/novel --data novel.txt --steps 5 --set model.num_layers=1 "
+    "data.batch_size=2 sample_tokens=8",
+    "haiku-mqa train --out runs/wide --set model.d_model=256 model.num_heads=8": ""
+    "haiku-mqa train --out runs/wide --steps 2 --set model.d_model=256 "
+    "model.num_heads=8 model.num_layers=1 data.batch_size=2 data.validation=0.01 "
+    "sample_tokens=8",
+    "haiku-mqa train --config nanogpt-cpu --out runs/multi-head": "haiku-mqa train "
+    "--config nanogpt-cpu --out runs/multi-head --steps 10 --set data.batch_size=2 "
+    "sample_tokens=8",
+    "haiku-mqa train --config shakespeare-mqa --out runs/shakespeare-mqa": "haiku-mqa "
+    "train --config shakespeare-mqa --out runs/shakespeare-mqa --steps 5 --set "
+    "model.num_layers=1 data.batch_size=2 data.validation=0.01 sample_tokens=8 "
+    "optimizer.decay_steps=2",
+    'haiku-mqa generate --model runs/first "ROMEO:"': "haiku-mqa generate "
+    '--model runs/first "ROMEO:" --max-new-tokens 16',
+    "haiku-mqa eval --model runs/first": "haiku-mqa eval --model runs/first "
+    "--batch-size 64",
 }
+# What a command finds in its folder, because an earlier block made it.
+RUN_OF_BEFORE = ("runs/first", "haiku-mqa train --out runs/first")
+TEXT_OF_A_READER = ("novel.txt", "It was the best of times, it was the worst.\n" * 200)
 SETUP = ("python3 -m venv .venv", ". .venv/bin/activate")
 
 _FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<kind>.*)")
@@ -189,6 +216,7 @@ def run(command: str, folder: Path) -> str:
         return ""
     words = shlex.split(_VARIABLES.sub("", command, count=1))
     if words[0] == "haiku-mqa":
+        _prepare(command, folder)
         return _run_ours(shlex.split(SHORTENED.get(command, command)), folder)
     if words[:2] == ["pip", "install"]:
         _check_install(words[2:])
@@ -197,6 +225,24 @@ def run(command: str, folder: Path) -> str:
     else:
         assert _is_run_by_ci(command), f"nothing runs or checks {command!r}"
     return ""
+
+
+def _prepare(command: str, folder: Path) -> None:
+    """Puts into a folder what a command takes from blocks before its own."""
+    name, text = TEXT_OF_A_READER
+    if name in command:
+        (folder / name).write_text(text)
+    name, making = RUN_OF_BEFORE
+    if name in command.split() and command != making and not (folder / name).exists():
+        shutil.copytree(_run_of_before() / name, folder / name)
+
+
+@functools.cache
+def _run_of_before() -> Path:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    run(RUN_OF_BEFORE[1], Path(folder.name))
+    return Path(folder.name)
 
 
 def _run_ours(words: list[str], folder: Path) -> str:

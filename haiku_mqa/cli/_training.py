@@ -312,10 +312,11 @@ def _command(out: str, corpus: Corpus) -> str:
 def _prompt(corpus: Corpus) -> str:
     """Returns the first few words of a corpus, which its model knows how to read."""
     for line in corpus.documents[0][:10_000].splitlines():
-        words = " ".join(line.split(" ")[:_PROMPT_WORDS])[:_PROMPT_LETTERS]
         # A dash would be taken for an option.
-        if words.isprintable() and (words := words.strip().lstrip("-")):
-            return words
+        words = line.strip().lstrip("-").split(" ")[:_PROMPT_WORDS]
+        prompt = " ".join(words)[:_PROMPT_LETTERS].strip()
+        if prompt and prompt.isprintable():
+            return prompt
     return "..."
 
 

