@@ -367,7 +367,6 @@ def test_tensorboard_without_its_extra_is_a_failure_that_names_it(
 
 
 def test_tensorboard_is_written_if_it_is_asked_for(train, folder):
-    pytest.importorskip("tensorboardX")
     train("--tensorboard")
     [events] = (folder / "tensorboard").iterdir()
     assert events.stat().st_size > 100

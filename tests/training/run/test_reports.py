@@ -380,7 +380,6 @@ def scalars_of(folder):
 
 
 def test_tensorboard_gets_losses_every_so_many_steps_and_samples(tmp_path):
-    pytest.importorskip("tensorboardX")
     board = TensorBoard(tmp_path, every=2)
     board(begun())
     for step in (1, 2):
@@ -398,7 +397,6 @@ def test_tensorboard_gets_losses_every_so_many_steps_and_samples(tmp_path):
 
 
 def test_tensorboard_writes_nothing_of_a_finished_run(tmp_path):
-    pytest.importorskip("tensorboardX")
     board = TensorBoard(tmp_path)
     board(begun(step=100))
     board.close()
