@@ -133,7 +133,7 @@ def _batches(shape: DecoderConfig) -> list[Batch]:
     tokens = draw.integers(0, shape.vocab_size, size, np.int32)
     # No mask, as in a run whose every label counts.
     return [
-        Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), None)  # type: ignore[arg-type]
+        Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), None)
         for rows in tokens
     ]
 

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     Attributes:
       tokens: int32 ``[B, T]``.
       labels: int32 ``[B, T]``, the token that follows each.
-      mask: bool ``[B, T]``, which labels count.
+      mask: bool ``[B, T]``, which labels count; all if ``None``.
       segment_ids: int32 ``[B, T]`` where documents are packed, from 1 in each row,
         with 0 for padding; ``None`` where a row is one piece of text.
       positions: int32 ``[B, T]`` where documents are packed, from zero in each
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
     tokens: np.ndarray
     labels: np.ndarray
-    mask: np.ndarray
+    mask: np.ndarray | None
     segment_ids: np.ndarray | None = None
     positions: np.ndarray | None = None
 

@@ -52,7 +52,7 @@ class _Windows:
         self._windows = windows
 
     def batch(self, step: int) -> Batch:
-        return self._windows.batch(step)._replace(mask=None)  # type: ignore[arg-type]
+        return self._windows.batch(step)._replace(mask=None)
 
 
 def make_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
