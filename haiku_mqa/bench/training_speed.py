@@ -132,10 +132,7 @@ def _batches(shape: DecoderConfig) -> list[Batch]:
     size = (_BATCHES, _BATCH_SIZE, shape.max_length + 1)
     tokens = draw.integers(0, shape.vocab_size, size, np.int32)
     # No mask, as in a run whose every label counts.
-    return [
-        Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), None)
-        for rows in tokens
-    ]
+    return [Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), None) for rows in tokens]
 
 
 def _torch_trainers(
