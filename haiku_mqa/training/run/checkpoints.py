@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from haiku_mqa.errors import FormatError
 
 _ARRAYS = "arrays"
 _ABOUT = "about.json"
+_CONTENTS = "contents.json"
 _SAVING = ".saving-"
 _NAME = re.compile(r"\d{8,}")
 # How the library under orbax, which raises no OSError, says what the system said.
@@ -31,7 +33,9 @@ class Checkpoints:
     """The folder of a run's checkpoints, one folder for each, named by its step.
 
     One is written under another name, everything in it is synced to the disk, and
-    then it gets its own name: under that name it is never half written.
+    then it gets its own name: under that name it is never half written. A table of
+    its arrays and of its files' SHA-256 lies beside them, so that one that a disk has
+    changed, or that another model's run wrote, is refused before it is read.
 
     Example:
       >>> import tempfile
@@ -95,7 +99,9 @@ class Checkpoints:
             _require_room(self.folder, tree)
             part.mkdir()
             _write_arrays(part / _ARRAYS, tree)
-            (part / _ABOUT).write_text(json.dumps(dict(about)) + "\n")
+            _write_json(part / _ABOUT, dict(about))
+            contents = {"arrays": _described(tree), "files": _digests(part)}
+            _write_json(part / _CONTENTS, contents)
             _sync_all(part)
             os.rename(part, self.path(step))
             _sync(self.folder)
@@ -119,18 +125,20 @@ class Checkpoints:
           The pytree, of NumPy arrays, and what else was remembered.
 
         Raises:
-          FormatError: It is damaged, or of another structure.
+          FormatError: It is damaged, or its arrays are not those of `like`.
         """
         path = self.path(step)
         try:
+            contents = json.loads((path / _CONTENTS).read_bytes())
+            _require_files(path, contents["files"])
             about = json.loads((path / _ABOUT).read_bytes())
-            tree = _read_arrays(path / _ARRAYS, like)
-        except Exception as error:
+        except (OSError, ValueError, KeyError) as error:
             raise FormatError(
                 f"checkpoint {path} is damaged ({_first_line(error)}); without its "
                 "folder, the run goes on from the one before"
             ) from error
-        return tree, about
+        _require_arrays(path, contents["arrays"], _described(like))
+        return _read_arrays(path / _ARRAYS, like), about
 
     def keep(self, *steps: int) -> None:
         """Removes the checkpoints of all other steps.
@@ -181,14 +189,7 @@ def _read_arrays(path: Path, like: Any) -> Any:
 
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
     with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(path.absolute(), item=like, restore_args=arguments)
-    for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(like), strict=True):
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
-            raise ValueError(
-                f"an array is {found.dtype} {list(found.shape)}, not {wanted.dtype} "
-                f"{list(wanted.shape)}"
-            )
-    return tree
+        return checkpointer.restore(path.absolute(), item=like, restore_args=arguments)
 
 
 @contextlib.contextmanager
@@ -201,6 +202,52 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+# --- What a checkpoint holds ----------------------------------------------------------
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Returns the data type and the shape of each array, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{np.dtype(leaf.dtype)} {list(leaf.shape)}"
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_files(path: Path, digests: Mapping[str, str]) -> None:
+    # Before orbax sees them: its threads go on, and print, after it has raised.
+    for name, digest in digests.items():
+        if _digest(path / name) != digest:
+            raise ValueError(f"its file {name} has changed since it was written")
+
+
+def _require_arrays(
+    path: Path, found: Mapping[str, str], wanted: Mapping[str, str]
+) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        there, here = found.get(name, "missing"), wanted.get(name, "missing")
+        if there != here:
+            raise FormatError(
+                f"checkpoint {path} is of another model or optimizer: {name} is "
+                f"{there} there, and {here} here"
+            )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value) + "\n")
 
 
 # --- The disk -------------------------------------------------------------------------

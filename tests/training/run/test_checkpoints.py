@@ -134,20 +134,41 @@ def test_interrupted_save_leaves_nothing(checkpoints, monkeypatch):
     assert [p.name for p in checkpoints.folder.iterdir()] == ["00000004"]
 
 
-@pytest.mark.parametrize("name", ["about.json", "arrays/manifest.ocdbt"])
-def test_damaged_checkpoint_is_named(checkpoints, name):
+FILES = ["about.json", "contents.json", "arrays/manifest.ocdbt", "arrays/d/*"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flip a bit", "remove"])
+def test_damaged_checkpoint_is_named(checkpoints, name, damage, capfd):
     path = checkpoints.save(8, TREE, ABOUT)
-    for file in path.rglob(name.rpartition("/")[2]):
-        file.write_bytes(file.read_bytes()[:7])
-    with pytest.raises(FormatError, match=f"checkpoint {path} is damaged"):
+    (file,) = path.glob(name)
+    content = file.read_bytes()
+    if damage == "remove":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[:7])
+    else:
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(FormatError, match=f"checkpoint {path} is damaged") as caught:
         checkpoints.restore(8, TREE)
+    assert file.name in str(caught.value) or file.name == "contents.json"
+    assert capfd.readouterr().err == ""
 
 
-def test_checkpoint_of_another_shape_is_refused(checkpoints):
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({**TREE, "w": np.zeros(5, np.float32)}, r"w is float32 \[6\] there, .* \[5\]"),
+        ({**TREE, "w": np.zeros(6)}, r"w is float32 \[6\] there, and float64"),
+        ({"n": TREE["n"]}, r"w is float32 \[6\] there, and missing here"),
+        ({**TREE, "v": TREE["w"]}, r"v is missing there, and float32 \[6\] here"),
+    ],
+)
+def test_checkpoint_of_another_model_is_refused(checkpoints, other, told, capfd):
     checkpoints.save(8, TREE, ABOUT)
-    for other in ({**TREE, "w": np.zeros(5, np.float32)}, {"v": TREE["w"]}):
-        with pytest.raises(FormatError, match="damaged"):
-            checkpoints.restore(8, other)
+    with pytest.raises(FormatError, match=f"of another model or optimizer: {told}"):
+        checkpoints.restore(8, other)
+    assert capfd.readouterr().err == ""
 
 
 # --- A full disk ----------------------------------------------------------------------
