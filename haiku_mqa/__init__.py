@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from haiku_mqa import generation, testing, text, training, zoo
     from haiku_mqa.cache import KVCache, LayerCache
-    from haiku_mqa.config import (
-        DecoderConfig,
-        LinearScaling,
-        Llama3Scaling,
-        YarnScaling,
-    )
+    from haiku_mqa.config import DecoderConfig
     from haiku_mqa.errors import FetchError, FormatError, PluginError
     from haiku_mqa.generation import GenerationResult, Sampling, generate, stream
     from haiku_mqa.heads import convert_heads
@@ -34,13 +29,14 @@ if TYPE_CHECKING:
         transformer_decoder_block,
     )
     from haiku_mqa.ops import causal_mask, multi_query_attention
+    from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
     from haiku_mqa.zoo.loading import LoadedModel, load_pretrained
 
 _HOME = {
     "DecoderConfig": "config",
-    "LinearScaling": "config",
-    "Llama3Scaling": "config",
-    "YarnScaling": "config",
+    "LinearScaling": "rope_scaling",
+    "Llama3Scaling": "rope_scaling",
+    "YarnScaling": "rope_scaling",
     "FetchError": "errors",
     "FormatError": "errors",
     "PluginError": "errors",

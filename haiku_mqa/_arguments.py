@@ -1,9 +1,10 @@
-"""What the functions of this room ask of their arguments."""
+"""What functions ask of their arguments, and configs of their fields."""
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -37,3 +38,61 @@ def whole_number(name: str, value: Any, least: int = 1, most: int | None = None)
     if number < least or (most is not None and number > most):
         raise refusal
     return number
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Returns whether a value is one of Python's own numbers, and finite.
+
+    Args:
+      value: Anything.
+
+    Example:
+      >>> is_number(2), is_number(2.5), is_number(True), is_number(float("nan"))
+      (True, True, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -math.inf < value < math.inf  # a huge int cannot be asked if it is finite
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuses what is not one of Python's own whole numbers, at least one.
+
+    Args:
+      name: What the user calls it.
+      value: What was given.
+
+    Raises:
+      ValueError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuses what is not a finite number above zero.
+
+    Args:
+      name: What the user calls it.
+      value: What was given.
+
+    Raises:
+      ValueError: It is something else.
+    """
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{name} must be a number > 0, got {value!r}")
+
+
+def check_at_least(name: str, value: object, least: float) -> None:
+    """Refuses what is not a finite number from ``least`` upwards.
+
+    Args:
+      name: What the user calls it.
+      value: What was given.
+      least: The smallest that is allowed.
+
+    Raises:
+      ValueError: It is something else.
+    """
+    if not is_number(value) or value < least:
+        raise ValueError(f"{name} must be a number >= {least:g}, got {value!r}")

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
+from haiku_mqa._arguments import check_count, check_positive, is_number
 from haiku_mqa.errors import unknown_name
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+    scaling_from_dict,
+    scaling_to_dict,
+)
 
 PositionEmbedding = Literal["none", "learned", "rotary", "alibi"]
 Norm = Literal["layer", "rms", "rms_one_plus"]
@@ -14,111 +23,6 @@ NormPlacement = Literal["before", "after", "both", "residual"]
 BlockLayout = Literal["sequential", "parallel", "parallel_one_norm"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Rotary positions divided by a factor (position interpolation).
-
-    Follows Chen et al. 2023, *Extending Context Window of Large Language Models
-    via Positional Interpolation*.
-
-    Attributes:
-      factor: How many times longer the context is than the trained one, >= 1.
-
-    Example:
-      >>> LinearScaling(factor=0.5)
-      Traceback (most recent call last):
-      ValueError: rope_scaling.factor must be a number >= 1, got 0.5
-    """
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        _require_at_least("rope_scaling.factor", self.factor, 1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
-    """Rotary scaling by wavelength, as the Llama 3.1 models use it.
-
-    Follows Grattafiori et al. 2024, *The Llama 3 Herd of Models*.
-
-    Attributes:
-      factor: Divisor of the frequencies whose wavelength is long, >= 1.
-      low_freq_factor: Wavelengths above ``original_max_length / low_freq_factor``
-        tokens are scaled whole.
-      high_freq_factor: Wavelengths below ``original_max_length /
-        high_freq_factor`` tokens are left as they are.
-      original_max_length: Context of the first training, in tokens.
-
-    Example:
-      >>> scaling = Llama3Scaling(factor=8.0, low_freq_factor=1.0,
-      ...     high_freq_factor=4.0, original_max_length=8192)
-      >>> scaling.factor
-      8.0
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_length: int
-
-    def __post_init__(self) -> None:
-        _require_at_least("rope_scaling.factor", self.factor, 1.0)
-        _require_positive_int(
-            "rope_scaling.original_max_length", self.original_max_length
-        )
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                "rope_scaling.low_freq_factor must be positive and below "
-                f"high_freq_factor = {self.high_freq_factor}, "
-                f"got {self.low_freq_factor}"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class YarnScaling:
-    """Rotary scaling that interpolates by frequency and sharpens attention.
-
-    Follows Peng et al. 2023, *YaRN: Efficient Context Window Extension of Large
-    Language Models*.
-
-    Attributes:
-      factor: How many times longer the context is than the trained one, >= 1.
-      original_max_length: Context of the first training, in tokens.
-      beta_fast: Rotations over the trained context above which a frequency is kept.
-      beta_slow: Rotations below which a frequency is interpolated whole.
-      attention_factor: Multiplies the rotated vectors; ``None`` takes the paper's
-        ``0.1 * ln(factor) + 1``.
-
-    Example:
-      >>> YarnScaling(factor=4.0, original_max_length=4096).beta_fast
-      32.0
-    """
-
-    factor: float
-    original_max_length: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_at_least("rope_scaling.factor", self.factor, 1.0)
-        _require_positive_int(
-            "rope_scaling.original_max_length", self.original_max_length
-        )
-        if self.attention_factor is not None:
-            _require_positive("rope_scaling.attention_factor", self.attention_factor)
-        if not 0 < self.beta_slow < self.beta_fast:
-            raise ValueError(
-                "rope_scaling.beta_slow must be positive and below beta_fast = "
-                f"{self.beta_fast}, got {self.beta_slow}"
-            )
-
-
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
-_SCALINGS = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,7 +150,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for name in _SIZES:
-            _require_positive_int(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         self._resolve_head_sizes()
         self._check_heads()
         self._check_choices()
@@ -280,11 +184,7 @@ class DecoderConfig:
         """Returns the fields as plain data that JSON can hold."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.rope_scaling is not None:
-            kind = _scaling_kind(self.rope_scaling)
-            data["rope_scaling"] = {
-                "kind": kind,
-                **dataclasses.asdict(self.rope_scaling),
-            }
+            data["rope_scaling"] = scaling_to_dict(self.rope_scaling)
         if isinstance(self.sliding_window, tuple):
             data["sliding_window"] = list(self.sliding_window)
         return data
@@ -318,7 +218,7 @@ class DecoderConfig:
         if isinstance(values.get("sliding_window"), list):
             values["sliding_window"] = tuple(values["sliding_window"])
         if isinstance(values.get("rope_scaling"), Mapping):
-            values["rope_scaling"] = _scaling_from_dict(values["rope_scaling"])
+            values["rope_scaling"] = scaling_from_dict(values["rope_scaling"])
         return cls(**values)
 
     # --- Validation ------------------------------------------------------------
@@ -334,8 +234,8 @@ class DecoderConfig:
             object.__setattr__(self, "key_size", self.d_model // self.num_heads)
         if self.value_size is None:
             object.__setattr__(self, "value_size", self.key_size)
-        _require_positive_int("key_size", self.key_size)
-        _require_positive_int("value_size", self.value_size)
+        check_count("key_size", self.key_size)
+        check_count("value_size", self.value_size)
 
     def _check_heads(self) -> None:
         check_kv_heads(self.num_heads, self.num_kv_heads)
@@ -353,13 +253,13 @@ class DecoderConfig:
 
     def _check_numbers(self) -> None:
         for name in _POSITIVE:
-            _require_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in _POSITIVE_OR_NONE:
             if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
+                check_positive(name, getattr(self, name))
         for name in _DROPOUTS:
             rate = getattr(self, name)
-            if not _is_number(rate) or not 0 <= rate < 1:
+            if not is_number(rate) or not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
 
     def _check_sliding_window(self) -> None:
@@ -372,11 +272,11 @@ class DecoderConfig:
                 f"{self.num_layers} layers, got {len(self.windows)}"
             )
         for window in set(self.windows) - {None}:
-            _require_positive_int("sliding_window", window)
+            check_count("sliding_window", window)
 
     def _check_rotary(self) -> None:
         if self.rope_scaling is not None and not isinstance(
-            self.rope_scaling, tuple(_SCALINGS.values())
+            self.rope_scaling, LinearScaling | Llama3Scaling | YarnScaling
         ):
             raise ValueError(
                 "rope_scaling must be a LinearScaling, Llama3Scaling or YarnScaling, "
@@ -458,45 +358,3 @@ def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
             f"num_kv_heads must divide num_heads = {num_heads}, got {num_kv_heads}; "
             f"allowed: {', '.join(map(str, divisors))}"
         )
-
-
-def _scaling_kind(scaling: RopeScaling) -> str:
-    return next(kind for kind, cls in _SCALINGS.items() if type(scaling) is cls)
-
-
-def _scaling_from_dict(data: Mapping[str, Any]) -> RopeScaling:
-    values = dict(data)
-    kind = values.pop("kind", None)
-    if kind not in _SCALINGS:
-        raise unknown_name("rope_scaling.kind", str(kind), _SCALINGS)
-    fields = {f.name for f in dataclasses.fields(_SCALINGS[kind])}
-    for name in values:
-        if name not in fields:
-            raise unknown_name(f"rope_scaling field of kind {kind!r}", name, fields)
-    needed = {
-        f.name
-        for f in dataclasses.fields(_SCALINGS[kind])
-        if f.default is dataclasses.MISSING
-    }
-    if missing := sorted(needed - set(values)):
-        raise ValueError(f"rope_scaling of kind {kind!r} lacks: {', '.join(missing)}")
-    return _SCALINGS[kind](**values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require_positive_int(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-
-
-def _require_positive(name: str, value: object) -> None:
-    if not _is_number(value) or not 0 < cast(float, value) < float("inf"):
-        raise ValueError(f"{name} must be a number > 0, got {value!r}")
-
-
-def _require_at_least(name: str, value: object, least: float) -> None:
-    if not _is_number(value) or not least <= cast(float, value) < float("inf"):
-        raise ValueError(f"{name} must be a number >= {least:g}, got {value!r}")

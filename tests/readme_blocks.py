@@ -48,6 +48,9 @@ SHORTENED = {
     "haiku-mqa train --config nanogpt-cpu --out runs/multi-head": "haiku-mqa train "
     "--config nanogpt-cpu --out runs/multi-head --steps 10 --set data.batch_size=2 "
     "sample_tokens=8",
+    "haiku-mqa train --init runs/multi-query --out runs/healed --steps 100": ""
+    "haiku-mqa train --init runs/multi-query --out runs/healed --steps 2 --set "
+    "data.batch_size=2 sample_tokens=8",
     "haiku-mqa train --config shakespeare-mqa --out runs/shakespeare-mqa": "haiku-mqa "
     "train --config shakespeare-mqa --out runs/shakespeare-mqa --steps 5 --set "
     "model.num_layers=1 data.batch_size=2 data.validation=0.01 sample_tokens=8 "

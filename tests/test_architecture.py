@@ -22,6 +22,7 @@ FLOORS = {
     "_files": 0,
     "_heap": 0,
     "errors": 0,
+    "rope_scaling": 0,
     "config": 0,
     "text": 1,
     "ops": 1,
@@ -42,7 +43,11 @@ FLOORS = {
     "__main__": 7,
 }
 BESIDE = {  # rooms that may look into one on their own floor
+    ("rope_scaling", "_arguments"),
+    ("rope_scaling", "errors"),
+    ("config", "_arguments"),
     ("config", "errors"),
+    ("config", "rope_scaling"),  # one of a config's fields
     ("checks", "modules"),  # a call's positions are worked out in one place
     ("model_folder", "model"),
     ("cli", "bench"),  # the verb runs the room of its name

@@ -14,13 +14,11 @@ from haiku_mqa.config import (
     BlockLayout,
     DecoderConfig,
     DType,
-    LinearScaling,
-    Llama3Scaling,
     Norm,
     NormPlacement,
     PositionEmbedding,
-    YarnScaling,
 )
+from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from tests.models import EXAMPLES
 
 SIZES = {"vocab_size": 9, "num_layers": 2, "num_heads": 8, "d_model": 64, "d_ff": 32}

@@ -9,8 +9,6 @@ what each number of key/value heads costs to decode figure 6.
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
@@ -19,6 +17,7 @@ import jax
 from haiku_mqa.bench.batch_decode import (
     BatchDecode,
     cache_bytes_per_token,
+    decode_figures,
     decode_in_turns,
 )
 from haiku_mqa.bench.findings import Findings, command
@@ -39,6 +38,7 @@ from haiku_mqa.training import (
     validation_batches,
 )
 from haiku_mqa.training.data import RandomWindows
+from haiku_mqa.training.loss import mean_loss
 from haiku_mqa.training.run.config import RunConfig
 
 SHARES = (0.0, 0.025, 0.05, 0.1)
@@ -132,9 +132,9 @@ class Uptraining:
         for done in range(self.marks[-1] + 1):
             # Shares of a very short run may fall on one step.
             for _ in range(self.marks.count(done)):
-                parts = [loss(state.params, batch, None) for batch in self._validation]
-                total = math.fsum(part.sum.item() for part in parts)
-                yield total / sum(part.count.item() for part in parts)
+                yield mean_loss(
+                    loss(state.params, batch, None) for batch in self._validation
+                )
             if done < self.marks[-1]:
                 batch = self._windows.batch(self._first_step + done)
                 state, _ = step(state, batch, None)
@@ -198,7 +198,10 @@ def run_ainslie(
         ]
         seconds, bandwidth = decode_with(batches, repeats, on_run=bar.update)
     decoding = [
-        _decoding(each.num_kv_heads, batch, runs, bandwidth)
+        {
+            "num_kv_heads": each.num_kv_heads,
+            **decode_figures(batch, runs, bandwidth),
+        }
         for each, batch, runs in zip(one_of_each, batches, seconds, strict=True)
     ]
     settings = {
@@ -250,18 +253,6 @@ def _result(each: Converted, losses: Sequence[float]) -> dict[str, Any]:
         "method": each.method,
         "validation_losses": list(losses),
         "cache_bytes_per_token": cache_bytes_per_token(each.model.config),
-    }
-
-
-def _decoding(
-    heads: int, batch: BatchDecode, runs: Sequence[float], bandwidth: float
-) -> dict[str, Any]:
-    limit = batch.bytes_per_step / bandwidth / batch.batch_size
-    return {
-        "num_kv_heads": heads,
-        "decode_us_per_token_runs": [1e6 * each for each in runs],
-        "decode_us_per_token": 1e6 * statistics.median(runs),
-        "limit_us_per_token": 1e6 * limit,
     }
 
 

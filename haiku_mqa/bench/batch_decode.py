@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,28 @@ def cache_bytes_per_token(config: DecoderConfig) -> int:
     sizes = config.key_size + config.value_size
     itemsize = jnp.dtype(config.dtype).itemsize
     return config.num_layers * config.num_kv_heads * sizes * itemsize
+
+
+def decode_figures(
+    batch: BatchDecode, seconds: Sequence[float], bandwidth: float
+) -> dict[str, Any]:
+    """Returns what decoding costs a token, and the least that it could cost.
+
+    Args:
+      batch: What was decoded.
+      seconds: Per token, of each run.
+      bandwidth: Bytes per second that memory was read at.
+
+    Returns:
+      Microseconds: of each run, their median, and the limit, at which all that a step
+      reads is read at memory's speed.
+    """
+    limit = batch.bytes_per_step / bandwidth / batch.batch_size
+    return {
+        "decode_us_per_token_runs": [1e6 * each for each in seconds],
+        "decode_us_per_token": 1e6 * statistics.median(seconds),
+        "limit_us_per_token": 1e6 * limit,
+    }
 
 
 def decode_in_turns(

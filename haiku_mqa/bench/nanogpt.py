@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from haiku_mqa import model_folder
 from haiku_mqa.bench.bandwidth import load_remarks
 from haiku_mqa.bench.findings import Findings, command, counted, mean_and_spread
 from haiku_mqa.bench.nanogpt_peer import NanoGPT
+from haiku_mqa.bench.processes import output
 from haiku_mqa.bench.scale import progress_bar
 from haiku_mqa.model import build
 from haiku_mqa.text import load_tokenizer
@@ -38,6 +38,7 @@ from haiku_mqa.training import (
     split,
     train,
 )
+from haiku_mqa.training.loss import mean_loss
 from haiku_mqa.training.run.config import RunConfig
 from haiku_mqa.training.run.events import Evaluated, Event
 
@@ -157,12 +158,9 @@ def _our_run(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     start = time.perf_counter()
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    printed = output(words, f"the run with seed {seed}", environment=env)
     seconds = time.perf_counter() - start
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise ValueError(f"the run with seed {seed} failed: {said[-1]}")
-    losses = json.loads(done.stdout.splitlines()[-1])["validation_losses"]
+    losses = json.loads(printed.splitlines()[-1])["validation_losses"]
     return {
         "seed": seed,
         "seconds": seconds,
@@ -185,10 +183,9 @@ def _random_batches_loss(config: RunConfig, folder: Path) -> float:
         seed=config.seed,
     )
     loss = jax.jit(make_loss(build(decoder_config)))
-    losses = [
-        loss(params, windows.batch(step), None).mean for step in range(_RANDOM_BATCHES)
-    ]
-    return statistics.fmean(each.item() for each in losses)
+    return mean_loss(
+        loss(params, windows.batch(step), None) for step in range(_RANDOM_BATCHES)
+    )
 
 
 # --- What is said of it ---------------------------------------------------------------

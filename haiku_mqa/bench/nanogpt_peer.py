@@ -6,14 +6,13 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from haiku_mqa.bench.processes import output
 from haiku_mqa.training import Corpus, read_corpus, split
 from haiku_mqa.training.run.config import RunConfig
 
@@ -123,7 +122,7 @@ class NanoGPT:
         out = self._copy / f"out-{seed}"
         words = [self._python, *self.words[1:], f"--out_dir={out.name}"]
         start = time.perf_counter()
-        printed = _output(words, "nanoGPT's train.py", self._copy)
+        printed = output(words, "nanoGPT's train.py", folder=self._copy)
         seconds = time.perf_counter() - start
         reports = _REPORT.findall(printed)
         if not reports or not (out / "ckpt.pt").exists():
@@ -141,7 +140,7 @@ class NanoGPT:
     def _whole_split(self, checkpoint: Path) -> dict[str, Any]:
         data = self._copy / _DATA / "val.bin"
         words = [self._python, "-c", _EVALUATE, str(checkpoint), str(data)]
-        printed = _output(words, "reading nanoGPT's checkpoint", self._copy)
+        printed = output(words, "reading nanoGPT's checkpoint", folder=self._copy)
         return json.loads(printed.splitlines()[-1])
 
 
@@ -186,19 +185,9 @@ def _write_data(corpus: Corpus, config: RunConfig, folder: Path) -> None:
 def _version(python: str) -> str:
     words = [python, "-c", "import torch; print(torch.__version__)"]
     try:
-        return _output(words, "importing torch").strip()
+        return output(words, "importing torch").strip()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"nanoGPT needs a Python that has torch, got {python!r} ({error}); "
             "--nanogpt-python names another"
         ) from None
-
-
-def _output(words: Sequence[str], doing: str, folder: Path | None = None) -> str:
-    done = subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise ValueError(f"{doing} failed: {said[-1]}")
-    return done.stdout

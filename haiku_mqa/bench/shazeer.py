@@ -16,6 +16,7 @@ from typing import Any
 from haiku_mqa.bench.batch_decode import (
     BatchDecode,
     cache_bytes_per_token,
+    decode_figures,
     decode_in_turns,
 )
 from haiku_mqa.bench.findings import Findings, command, counted, mean_and_spread
@@ -200,8 +201,7 @@ def _result(
     seconds: list[float],
     bandwidth: float,
 ) -> dict[str, Any]:
-    decoded = statistics.median(seconds)
-    limit = batch.bytes_per_step / bandwidth / batch.batch_size
+    decoding = decode_figures(batch, seconds, bandwidth)
     speeds = [run.tokens_per_second for run in done]
     return {
         **dataclasses.asdict(variant),
@@ -209,10 +209,9 @@ def _result(
         "validation_losses": [run.validation_loss for run in done],
         "training_seconds": [run.seconds for run in done],
         "training_us_per_token": [1e6 / speed for speed in speeds],
-        "decode_us_per_token_runs": [1e6 * each for each in seconds],
-        "decode_us_per_token": 1e6 * decoded,
-        "limit_us_per_token": 1e6 * limit,
-        "fraction_of_limit": limit / decoded,
+        **decoding,
+        "fraction_of_limit": decoding["limit_us_per_token"]
+        / decoding["decode_us_per_token"],
         "cache_bytes_per_token": cache_bytes_per_token(done[0].model.config),
     }
 

@@ -14,6 +14,7 @@ import jax
 
 import haiku_mqa
 from haiku_mqa.bench import torch_llama
+from haiku_mqa.bench.processes import last_line
 from haiku_mqa.model import Model, Params
 from haiku_mqa.training import (
     Batch,
@@ -95,8 +96,8 @@ class TorchTrainer:
         (folder / "settings.json").write_text(json.dumps(settings))
         # Isolated, or this folder's files would stand before those of the libraries.
         script = str(Path(torch_llama.__file__).resolve())
-        self._errors = open(folder / "errors.txt", "w+")  # noqa: SIM115
-        try:
+        with contextlib.ExitStack() as stack:
+            self._errors = stack.enter_context(open(folder / "errors.txt", "w+"))
             self._process = subprocess.Popen(
                 [python, "-I", script, str(folder)],
                 stdin=subprocess.PIPE,
@@ -104,14 +105,9 @@ class TorchTrainer:
                 stderr=self._errors,
                 text=True,
             )
-        except OSError:
-            self._errors.close()
-            raise
-        try:
+            stack.callback(self._end)
             version = self._answer()["version"]
-        except BaseException:
-            self.close()
-            raise
+            self._opened = stack.pop_all()  # all went well: it is closed later
         kind = "torch.compile" if settings["compile"] else "eager"
         self.name = f"torch {version}, {kind}"
 
@@ -132,9 +128,12 @@ class TorchTrainer:
 
     def close(self) -> None:
         """Ends the process."""
+        self._opened.close()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
+        for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):  # what waits in a pipe is not missed
                 if stream is not None:
                     stream.close()
@@ -149,6 +148,5 @@ class TorchTrainer:
             answer = answers.readline()
         if not answer:
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["it said nothing"]
-            raise ValueError(said[-1])
+            raise ValueError(last_line(self._errors.read()))
         return json.loads(answer)

@@ -143,14 +143,14 @@ def _torch_trainers(
     batches: Sequence[Batch],
 ) -> tuple[list[TorchTrainer], list[str]]:
     """Returns torch as it is and compiled, and a line for each that there is not."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{module}/{name}": np.asarray(leaf)
         for module, leaves in params.items()
         for name, leaf in leaves.items()
     }
     arrays["tokens"] = np.stack([batch.tokens for batch in batches])
     arrays["labels"] = np.stack([batch.labels for batch in batches])
-    np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "arrays.npz", **arrays)
     found, absent = [], []
     for kind, compiled in (("eager", False), ("torch.compile", True)):
         if compiled and not _has_compiler():

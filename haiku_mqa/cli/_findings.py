@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from haiku_mqa._heap import keep_freed_memory
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._files import check_writable, replacing
 from haiku_mqa.cli._screen import table
@@ -35,11 +36,16 @@ def add_numbers(
         )
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--json`` and ``--markdown``."""
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--json``."""
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write every figure to a file too"
     )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--json`` and ``--markdown``."""
+    add_json(parser)
     parser.add_argument(
         "--markdown",
         action="store_true",
@@ -47,36 +53,47 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_outputs(paths: Sequence[Path | None]) -> None:
-    """Raises ``OSError`` before the work where a file could not be written after it.
+def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes figures to the file that ``--json`` names.
 
     Args:
-      paths: Of the files; ``None`` is passed over.
+      path: The file; written whole or not at all.
+      figures: Plain data.
 
     Raises:
-      OSError: One cannot be written.
+      OSError: It cannot be written.
     """
-    for path in paths:
+    with replacing(path) as part:
+        part.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def run(
+    args: argparse.Namespace, measure: Callable[[], Findings], *more: Path | None
+) -> int:
+    """Measures, prints what was found, and writes it where ``--json`` says.
+
+    Args:
+      args: As parsed, with the options of ``add_output``.
+      measure: What finds it; called when this process is ready to train.
+      *more: Other files that it writes; ``None`` is passed over.
+
+    Returns:
+      0.
+
+    Raises:
+      OSError: A file cannot be written. It is told before the work.
+    """
+    for path in (args.json, *more):
         if path is not None:
             check_writable(path)
-
-
-def tell(found: Findings, args: argparse.Namespace) -> None:
-    """Prints what was found, and writes it where ``--json`` says.
-
-    Args:
-      found: The findings.
-      args: As parsed, with the options of ``add_output``.
-
-    Raises:
-      OSError: The file cannot be written.
-    """
+    keep_freed_memory()  # as the verb train does
+    found = measure()
     if args.json is not None:
-        with replacing(args.json) as part:
-            part.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        write_json(args.json, found.to_dict())
     if args.markdown:
         print(found.markdown())
-        return
+        return 0
     numbers = found.columns[1:]
     print(f"{found.title}\n\n{table(found.columns, found.rows, numbers)}\n")
     print("\n".join(found.notes))
+    return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import shutil
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, cast
 
 from haiku_mqa.cli._failures import UsageError
 from haiku_mqa.errors import unknown_name
@@ -38,6 +39,30 @@ class Parser(argparse.ArgumentParser):
         """Raises ``UsageError`` where argparse would print usage and exit."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def check_options(self, words: Sequence[str]) -> None:
+        """Raises ``UsageError`` for the first option that is unknown.
+
+        Told before all else: what else seems to be wrong or missing may be just what
+        that option was meant to say.
+
+        Args:
+          words: All that follow this parser's name.
+        """
+        verbs: Mapping[str, Parser] = {}
+        for action in self._actions:
+            if action.nargs == argparse.PARSER:
+                verbs = cast("Mapping[str, Parser]", action.choices)
+        for index, word in enumerate(words):
+            if word in ("--", "-h", "--help"):
+                return  # what follows is no option, or is not read
+            is_option = word.startswith("-") and word != "-"
+            if is_option and not self._may_mean(word):
+                self.refuse(word)
+            if word in verbs:
+                verbs[word].check_options(words[index + 1 :])
+            if verbs and not is_option:
+                return  # a verb's words are its own parser's
+
     def refuse(self, word: str) -> NoReturn:
         """Raises ``UsageError`` for a word that is no option or one too many.
 
@@ -54,6 +79,15 @@ class Parser(argparse.ArgumentParser):
             ]
             self.error(str(unknown_name("option", name, allowed)))
         self.error(f"one word too many: {word!r}; put a text with spaces in quotes")
+
+    def _may_mean(self, word: str) -> bool:
+        """Whether a word that begins as an option does may be one, or a value."""
+        with contextlib.suppress(ValueError):
+            float(word)
+            return True  # a negative number
+        known = self._option_string_actions
+        is_short_and_more = word[1] != "-" and word[:2] in known
+        return " " in word or word.partition("=")[0] in known or is_short_and_more
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import (
+    _findings,
     _options,
     bench_ainslie,
     bench_nanogpt,
     bench_shazeer,
     bench_train,
 )
-from haiku_mqa.cli._files import check_writable, replacing
+from haiku_mqa.cli._files import check_writable
 from haiku_mqa.cli._models import load_or_draw
 from haiku_mqa.cli._screen import say, size, table
 
@@ -61,23 +60,15 @@ def add_parser(verbs: Any) -> None:
         epilog=_EPILOG,
     )
     _options.add_model(decode)
-    for option, least, default, text in (
+    _findings.add_numbers(
+        decode,
         ("--prompt-tokens", 1, 128, "length of the prompt, of random tokens"),
         ("--new-tokens", 2, 64, "how many tokens each run chooses"),
         ("--repeats", 1, 5, "how many runs each median is of"),
-    ):
-        decode.add_argument(
-            option,
-            type=_options.whole(least),
-            metavar="N",
-            default=default,
-            help=f"{text} (default: %(default)s)",
-        )
+    )
     _options.add_dtype(decode)
     _options.add_seed(decode, "the prompt, and of weights for a model that has none")
-    decode.add_argument(
-        "--json", metavar="FILE", type=Path, help="write every figure to a file too"
-    )
+    _findings.add_json(decode)
     for verb in (bench_train, bench_nanogpt, bench_shazeer, bench_ainslie):
         verb.add_parser(own)
 
@@ -107,8 +98,7 @@ def run_decode(args: argparse.Namespace) -> int:
     report = _measured(loaded, args)
     print(_text(report))
     if args.json is not None:
-        with replacing(args.json) as part:
-            part.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        _findings.write_json(args.json, report.to_dict())
     return 0
 
 

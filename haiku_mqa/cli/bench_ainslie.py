@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _findings, _options
 from haiku_mqa.cli._files import replacing
+
+if TYPE_CHECKING:
+    from haiku_mqa.bench.findings import Findings
 
 _DESCRIPTION = """\
 Repeat, at a small scale, what Ainslie et al. 2023 (GQA) found: train one multi-head
@@ -65,24 +68,23 @@ def run_ainslie(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--plot must end in {', '.join(endings)}, got {str(args.plot)!r}"
         )
-    _findings.check_outputs([args.json, args.plot])
-    from haiku_mqa.bench import ainslie
-    from haiku_mqa.training import keep_freed_memory
 
-    keep_freed_memory()  # as the verb train does
+    def measure() -> Findings:
+        from haiku_mqa.bench import ainslie
 
-    found = ainslie.run_ainslie(
-        steps=args.steps,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        context=args.context,
-        repeats=args.repeats,
-        progress=True,
-    )
-    if args.plot is not None:
-        from haiku_mqa.bench.plot_ainslie import plot_ainslie
+        found = ainslie.run_ainslie(
+            steps=args.steps,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            context=args.context,
+            repeats=args.repeats,
+            progress=True,
+        )
+        if args.plot is not None:
+            from haiku_mqa.bench.plot_ainslie import plot_ainslie
 
-        with replacing(args.plot) as part:
-            plot_ainslie(found.data, part)
-    _findings.tell(found, args)
-    return 0
+            with replacing(args.plot) as part:
+                plot_ainslie(found.data, part)
+        return found
+
+    return _findings.run(args, measure, args.plot)

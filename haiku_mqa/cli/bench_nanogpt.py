@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _findings, _options
+
+if TYPE_CHECKING:
+    from haiku_mqa.bench.findings import Findings
 
 _DESCRIPTION = """\
 Train by the recipe nanogpt-cpu with several seeds, each run in a process of its own
@@ -62,15 +65,16 @@ def run_nanogpt(args: argparse.Namespace) -> int:
       ValueError: The folder is no checkout, the Python has no torch, or a run failed.
       OSError: The JSON file cannot be written.
     """
-    _findings.check_outputs([args.json])
-    from haiku_mqa.bench import nanogpt
 
-    found = nanogpt.run_nanogpt(
-        seeds=args.seeds,
-        steps=args.steps,
-        nanogpt=args.nanogpt,
-        nanogpt_python=args.nanogpt_python,
-        progress=True,
-    )
-    _findings.tell(found, args)
-    return 0
+    def measure() -> Findings:
+        from haiku_mqa.bench import nanogpt
+
+        return nanogpt.run_nanogpt(
+            seeds=args.seeds,
+            steps=args.steps,
+            nanogpt=args.nanogpt,
+            nanogpt_python=args.nanogpt_python,
+            progress=True,
+        )
+
+    return _findings.run(args, measure)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _findings, _options
+
+if TYPE_CHECKING:
+    from haiku_mqa.bench.findings import Findings
 
 _DESCRIPTION = """\
 Repeat, at a small scale, what Shazeer 2019 (Fast Transformer Decoding: One Write-Head
@@ -54,19 +57,17 @@ def run_shazeer(args: argparse.Namespace) -> int:
     Raises:
       OSError: The JSON file cannot be written.
     """
-    _findings.check_outputs([args.json])
-    from haiku_mqa.bench import shazeer
-    from haiku_mqa.training import keep_freed_memory
 
-    keep_freed_memory()  # as the verb train does
+    def measure() -> Findings:
+        from haiku_mqa.bench import shazeer
 
-    found = shazeer.run_shazeer(
-        steps=args.steps,
-        seeds=args.seeds,
-        batch_size=args.batch_size,
-        context=args.context,
-        repeats=args.repeats,
-        progress=True,
-    )
-    _findings.tell(found, args)
-    return 0
+        return shazeer.run_shazeer(
+            steps=args.steps,
+            seeds=args.seeds,
+            batch_size=args.batch_size,
+            context=args.context,
+            repeats=args.repeats,
+            progress=True,
+        )
+
+    return _findings.run(args, measure)

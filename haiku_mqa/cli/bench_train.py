@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _findings, _options
+
+if TYPE_CHECKING:
+    from haiku_mqa.bench.findings import Findings
 
 _DESCRIPTION = """\
 Train a decoder of 6.7 million parameters (Llama's shape with one KV head, 8 rows of
@@ -56,17 +59,15 @@ def run_train(args: argparse.Namespace) -> int:
     Raises:
       OSError: The JSON file cannot be written.
     """
-    _findings.check_outputs([args.json])
-    from haiku_mqa.bench.training_speed import run_training_speed
-    from haiku_mqa.training import keep_freed_memory
 
-    keep_freed_memory()  # as the verb train does
+    def measure() -> Findings:
+        from haiku_mqa.bench import training_speed
 
-    found = run_training_speed(
-        steps=args.steps,
-        repeats=args.repeats,
-        torch_python=args.torch_python,
-        progress=True,
-    )
-    _findings.tell(found, args)
-    return 0
+        return training_speed.run_training_speed(
+            steps=args.steps,
+            repeats=args.repeats,
+            torch_python=args.torch_python,
+            progress=True,
+        )
+
+    return _findings.run(args, measure)

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
             losses.append(f"{result.loss:.4f}")
     _write(args.out, config, params, loaded)
     print(_table((loaded.model, build(config)), losses))
-    print(f"\nwrote {args.out}, which --model takes")
+    print(f"\nwrote {args.out}, which --model takes, and train --init to heal it")
     return 0
 
 

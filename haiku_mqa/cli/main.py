@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failures.code(error)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Returns the parser of the whole command line.
 
     Example:
@@ -116,6 +116,7 @@ class _Version(argparse.Action):
 
 def _run(words: list[str]) -> int:
     parser = build_parser()
+    parser.check_options(words)
     try:
         args, surplus = parser.parse_known_args(words)
     except SystemExit as asked_for:  # --help and --version

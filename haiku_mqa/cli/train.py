@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._failures import MissingExtra
-from haiku_mqa.cli._models import prepare_training
+from haiku_mqa.cli._models import check_name, prepare_training
 from haiku_mqa.cli._screen import say
 
 if TYPE_CHECKING:
+    from haiku_mqa.cli._given import Given
     from haiku_mqa.training import Corpus, RunConfig
     from haiku_mqa.training.run.events import Event
     from haiku_mqa.training.run.reports import TensorBoard
@@ -32,6 +33,9 @@ The folder has the best weights so far (generate and eval take it as --model, at
 time), checkpoints, metrics.jsonl, samples.txt and loss.png, which is drawn anew at
 each evaluation. Ctrl-C saves and stops. The same command again, or --resume, goes on
 from there, also after a kill or a power cut, and comes to the very same weights.
+
+With --init it trains a given model on: its sizes and its tokenizer are then the run's,
+it is judged before the first step, and a recipe is taken for the rest.
 """
 
 _EPILOG = """\
@@ -48,6 +52,7 @@ examples:
     optimizer.learning_rate=1e-3
   haiku-mqa train --out runs/bpe --set data.tokenizer=bpe data.vocab_size=1024
   haiku-mqa train --config nanogpt-cpu --out runs/nanogpt
+  haiku-mqa train --init runs/multi-query --out runs/healed --steps 300
 
 settings are those of a run's run.json: model.*, data.*, optimizer.*, eval_every,
 checkpoint_every, sample_every, sample_prompt, compute_dtype, average_decay and so on;
@@ -75,6 +80,12 @@ def add_parser(verbs: Any) -> None:
         metavar="RECIPE_OR_FILE",
         help="a recipe, a JSON file like a run's run.json, or a run's folder, whose "
         "config is taken (default: default)",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="begin from a model's weights: the folder of a run or of convert-heads, "
+        "or a name that 'zoo list' shows (default: drawn weights)",
     )
     parser.add_argument(
         "--data",
@@ -136,12 +147,14 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     prepare_training()
+    from haiku_mqa.cli._given import read_given
     from haiku_mqa.cli._training import Sampler, Screen, outcome
     from haiku_mqa.training import read_corpus, train
 
-    config = _config(args)
+    given = None if args.init is None else read_given(args.init)
+    config = _config(args, given)
     corpus = read_corpus(config.data.source)
-    config = _with_known_prompt(config, corpus)
+    config = _with_known_prompt(config, corpus, given)
     sampler = Sampler(config.seed)
     screen = Screen(args.out, corpus, is_quiet=args.quiet)
     observers: list[Callable[[Event], None]] = [sampler.observe, screen]
@@ -157,7 +170,15 @@ def run(args: argparse.Namespace) -> int:
     can_write = config.decoder_config(vocab_size=1).max_length > 1
     sample = sampler if can_write else None
     try:
-        result = train(config, corpus, out=args.out, on_event=on_event, sample=sample)
+        result = train(
+            config,
+            corpus,
+            params=given and given.params,
+            tokenizer=given and given.tokenizer,
+            out=args.out,
+            on_event=on_event,
+            sample=sample,
+        )
     finally:
         screen.close()
         if board is not None:
@@ -184,15 +205,20 @@ def _check(args: argparse.Namespace) -> None:
                 f"--set takes FIELD=VALUE, such as optimizer.learning_rate=3e-4, got "
                 f"{setting!r}"
             )
+    if args.init is not None:
+        check_name(args.init)
     if args.resume and not (Path(args.out) / "run.json").exists():
         raise ValueError(f"--resume needs a run, and {args.out} holds none")
 
 
-def _config(args: argparse.Namespace) -> RunConfig:
+def _config(args: argparse.Namespace, given: Given | None) -> RunConfig:
+    from haiku_mqa.cli._given import begun_from
     from haiku_mqa.training import load_run_config
 
     own = args.out if args.resume else "default"
     config = load_run_config(own if args.config is None else args.config)
+    if given is not None:
+        config = begun_from(given, config)
     settings = []
     if args.data is not None:
         settings.append(f"data.source={json.dumps(args.data)}")
@@ -206,24 +232,31 @@ def _config(args: argparse.Namespace) -> RunConfig:
     return config.with_settings([*settings, *args.settings])
 
 
-def _with_known_prompt(config: RunConfig, corpus: Corpus) -> RunConfig:
+def _with_known_prompt(
+    config: RunConfig, corpus: Corpus, given: Given | None
+) -> RunConfig:
     """Returns a config whose samples begin with what the model can read.
 
     It is better known now than at the first sample.
     """
+    from haiku_mqa.text import CharacterTokenizer
+
     prompt = config.sample_prompt
     if config.data.tokenizer != "characters":
         return config
-    characters = set().union(*corpus.documents)
+    texts = corpus.documents
+    if given is not None and isinstance(given.tokenizer, CharacterTokenizer):
+        texts = (given.tokenizer.characters,)
+    characters = set().union(*texts)
     unknown = [letter for letter in prompt if letter not in characters]
     if not unknown:
         return config
     if prompt != _USUAL_PROMPT:
         raise ValueError(
-            f"sample_prompt must be of characters that {corpus.name} has, and it has "
-            f"no {unknown[0]!r}"
+            f"sample_prompt must be of characters that {corpus.name} has, and "
+            f"it has no {unknown[0]!r}"
         )
-    return dataclasses.replace(config, sample_prompt=corpus.documents[0][0])
+    return dataclasses.replace(config, sample_prompt=texts[0][0])
 
 
 def _tensorboard(args: argparse.Namespace, config: RunConfig) -> TensorBoard | None:

@@ -9,8 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haiku_mqa.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from haiku_mqa.ops.numerics import wide_dtype
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 
 def rotary_frequencies(

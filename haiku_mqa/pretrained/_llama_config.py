@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from haiku_mqa.config import DecoderConfig, DType, LinearScaling, YarnScaling
+from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
+from haiku_mqa.rope_scaling import LinearScaling, YarnScaling
 
 # More layers or heads than any decoder has, and few enough to loop over.
 _MOST = 2**20

@@ -6,12 +6,8 @@ through it.
 
 from __future__ import annotations
 
-from haiku_mqa.config import (
-    DecoderConfig,
-    LinearScaling,
-    Llama3Scaling,
-    YarnScaling,
-)
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 BUCKETS: dict[str, DecoderConfig] = {
     "plain": DecoderConfig(

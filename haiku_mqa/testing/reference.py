@@ -13,12 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from haiku_mqa.config import (
-    DecoderConfig,
-    LinearScaling,
-    Llama3Scaling,
-    YarnScaling,
-)
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 Array = np.ndarray
 Params = Mapping[str, Mapping[str, Any]]

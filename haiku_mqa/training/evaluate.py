@@ -14,7 +14,7 @@ import numpy as np
 from haiku_mqa._arguments import whole_number
 from haiku_mqa.model import Model, Params
 from haiku_mqa.training.data import Batch, as_tokens
-from haiku_mqa.training.loss import Loss
+from haiku_mqa.training.loss import Loss, mean_loss
 from haiku_mqa.training.step import make_loss
 
 _LONGEST_DEFAULT = 1024  # tokens; attention's work grows with the square
@@ -119,15 +119,12 @@ def evaluate(
     ids = _checked(tokens, model.config.vocab_size)
 
     summed, params = _program(model), jax.device_put(params)
-    sums, count = [], 0
+    losses = []
     for batch in _batches(ids, context, stride, batch_size):
-        loss = summed(params, batch)
-        # Added in a wider type than the batch's own.
-        sums.append(float(loss.sum))
-        count += int(loss.count)
+        losses.append(jax.device_get(summed(params, batch)))
         if on_batch is not None:
-            on_batch(int(loss.count))
-    mean = math.fsum(sums) / count
+            on_batch(int(losses[-1].count))
+    mean = mean_loss(losses)
     if not math.isfinite(mean):
         raise FloatingPointError(
             f"the loss is {mean}; check the parameters with "
@@ -135,7 +132,7 @@ def evaluate(
         )
     return Evaluation(
         loss=mean,
-        num_tokens=count,
+        num_tokens=sum(int(loss.count) for loss in losses),
         context=context,
         stride=stride,
         num_bytes=num_bytes,

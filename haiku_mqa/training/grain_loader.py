@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import functools
+from collections.abc import Callable, Generator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class GrainWindows(RandomWindows):
         Raises:
           ImportError: Grain is not installed.
         """
-        _grain()
+        import_grain("GrainWindows")
         super().__init__(tokens, seq_len, batch_size, seed)
 
     def dataset(self, rows: slice | None = None) -> grain.MapDataset[Batch]:
@@ -65,7 +66,7 @@ class GrainWindows(RandomWindows):
           ValueError: The rows are out of range.
         """
         check_rows(rows, range(self.batch_size))
-        return _grain().MapDataset.source(_Steps(self, rows))
+        return _dataset(functools.partial(self.batch, rows=rows), _STEPS)
 
     def iterate(
         self,
@@ -94,36 +95,84 @@ class GrainWindows(RandomWindows):
         first_step = whole_number("first_step", first_step, 0, _STEPS - 1)
         num_threads = whole_number("num_threads", num_threads, 0)
         ahead = whole_number("ahead", ahead)
-        options = _grain().ReadOptions(
-            num_threads=num_threads, prefetch_buffer_size=max(ahead, num_threads)
-        )
         # Checked here and now, and not when the first batch is asked for.
-        return _until_closed(self.dataset(rows)[first_step:].to_iter_dataset(options))
+        check_rows(rows, range(self.batch_size))
+        make = functools.partial(self.batch, rows=rows)
+        return batches_ahead(make, first_step, num_threads=num_threads, ahead=ahead)
+
+
+def batches_ahead(
+    make: Callable[[int], Batch],
+    first_step: int,
+    end: int = _STEPS,
+    *,
+    num_threads: int = 1,
+    ahead: int = _AHEAD,
+) -> Generator[Batch]:
+    """Returns the batches of steps, made ahead of time by grain's threads.
+
+    Args:
+      make: A step to its batch, always the same one; called by the threads.
+      first_step: The first batch's.
+      end: The step after the last batch's.
+      num_threads: How many threads make batches; with 0 each is made when it is asked
+        for.
+      ahead: How many batches are made before they are asked for.
+
+    Returns:
+      A generator. Its threads end when it is closed or forgotten.
+
+    Raises:
+      ImportError: Grain is not installed.
+
+    Example:
+      >>> windows = RandomWindows(range(100), seq_len=4, batch_size=2, seed=0)
+      >>> [batch.tokens.shape for batch in batches_ahead(windows.batch, 5, 7)]
+      [(2, 4), (2, 4)]
+    """
+    options = import_grain("batches_ahead").ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=max(ahead, num_threads)
+    )
+    # Batches are a function of the step, so there is no place in a stream to save.
+    return _until_closed(_dataset(make, end)[first_step:].to_iter_dataset(options))
+
+
+def import_grain(user: str) -> ModuleType:
+    """Returns grain.
+
+    Args:
+      user: What needs it, as the user knows it.
+
+    Raises:
+      ImportError: It is not installed; the message says what needs it, and how to
+        install it.
+    """
+    try:
+        import grain
+    except ImportError:
+        raise ImportError(
+            f"{user} needs the extra 'grain': pip install 'haiku-mqa[grain]'"
+        ) from None
+    return grain
 
 
 class _Steps:
     """The batches of all steps, as the sequence that grain reads."""
 
-    def __init__(self, windows: RandomWindows, rows: slice | None):
-        self._windows, self._rows = windows, rows
+    def __init__(self, make: Callable[[int], Batch], end: int):
+        self._make, self._end = make, end
 
     def __len__(self) -> int:
-        return _STEPS
+        return self._end
 
     def __getitem__(self, step: int) -> Batch:
-        return self._windows.batch(step, self._rows)
+        return self._make(int(step))
+
+
+def _dataset(make: Callable[[int], Batch], end: int) -> grain.MapDataset[Batch]:
+    return import_grain("batches_ahead").MapDataset.source(_Steps(make, end))
 
 
 def _until_closed(batches: grain.IterDataset[Batch]) -> Generator[Batch]:
     with contextlib.closing(iter(batches)) as iterator:
         yield from iterator
-
-
-def _grain() -> ModuleType:
-    try:
-        import grain
-    except ImportError:
-        raise ImportError(
-            "GrainWindows needs the extra 'grain': pip install 'haiku-mqa[grain]'"
-        ) from None
-    return grain

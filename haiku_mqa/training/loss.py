@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -36,6 +38,28 @@ class Loss:
     def mean(self) -> jax.Array:
         """Nats per counted label; zero where none was counted."""
         return self.sum / jnp.maximum(self.count, 1).astype(self.sum.dtype)
+
+
+def mean_loss(losses: Iterable[Loss]) -> float:
+    """Returns the mean over batches, in which each counted label weighs the same.
+
+    All losses are computed before the first is fetched, and their sums are added
+    exactly, in a wider type than their own.
+
+    Args:
+      losses: Of the batches, which count one label at least.
+
+    Returns:
+      Nats per counted label.
+
+    Example:
+      >>> mean_loss([Loss(jnp.float32(6.0), jnp.int32(3)),
+      ...     Loss(jnp.float32(4.0), jnp.int32(1))])
+      2.5
+    """
+    fetched = jax.device_get(list(losses))
+    total = math.fsum(float(loss.sum) for loss in fetched)
+    return total / sum(int(loss.count) for loss in fetched)
 
 
 def cross_entropy(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
 
-from haiku_mqa._arguments import whole_number
+from haiku_mqa._arguments import is_number, whole_number
 from haiku_mqa.errors import unknown_name
 
 OptimizerName = Literal["adamw", "muon"]
@@ -139,7 +138,7 @@ class OptimizerConfig:
         betas = self.betas
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
-        if not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+        if not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
         # A list, as JSON has it, would make the config unhashable.
         object.__setattr__(self, "betas", tuple(betas))
@@ -179,16 +178,8 @@ def learning_rate_at(config: OptimizerConfig, step: jax.typing.ArrayLike) -> jax
     return jnp.where(step < config.warmup_steps, warm, low + left * (high - low))
 
 
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
-
-
 def _require_number(name: str, value: Any, above: float | None = None) -> None:
     least = f"above {above:g}" if above is not None else ">= 0"
-    good = _is_number(value) and (value > above if above is not None else value >= 0)
+    good = is_number(value) and (value > above if above is not None else value >= 0)
     if not good:
         raise ValueError(f"{name} must be a number {least}, got {value!r}")

@@ -69,6 +69,12 @@ def run_python() -> Run:
 
 
 @pytest.fixture
+def on_terminal(monkeypatch):
+    """``on_terminal()`` has this test's stderr be one."""
+    return lambda: monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+@pytest.fixture
 def start():
     """``start("generate", ...)`` begins a command in a process of its own."""
     # A test run in the background ignores interrupts, and so would what it starts.

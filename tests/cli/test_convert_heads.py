@@ -52,7 +52,9 @@ def test_folder_is_what_the_library_makes(run, multi_head, out, method):
         "model.safetensors",
         "tokenizer.json",
     }
-    assert done.out.endswith(f"\n\nwrote {out}, which --model takes\n")
+    assert done.out.endswith(
+        f"\n\nwrote {out}, which --model takes, and train --init to heal it\n"
+    )
 
 
 def test_table_tells_heads_sizes_and_losses(run, multi_head, out):

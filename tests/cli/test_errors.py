@@ -19,6 +19,14 @@ from tests.tiny_gguf import write_tiny_gguf
         (["zoo", "lst"], "unknown verb 'lst': did you mean 'list'?"),
         (["generate", "--tempratur", "1", "x"], "did you mean '--temperature'?"),
         (["zoo", "list", "x"], "one word too many: 'x'"),
+        (["--verson"], "unknown option '--verson': did you mean '--version'?"),
+        (["train", "--ot", "x"], "unknown option '--ot': did you mean '--out'?"),
+        (["train", "--ot=x"], "unknown option '--ot': did you mean '--out'?"),
+        (["train", "--steps", "0", "--ot", "x"], "did you mean '--out'?"),
+        (["train", "-o", "x"], "unknown option '-o': "),
+        (["zoo", "info", "--modl"], "unknown option '--modl': "),
+        (["bench", "nanogpt", "--sead", "1"], "did you mean '--seeds'?"),
+        (["generate", "--system", "--chta", "x"], "did you mean '--chat'?"),
         (["zoo", "info"], "required: NAME"),
         (["attention"], "required: TEXT"),
         (["generate", "--top-k"], "--top-k: expected one argument"),
@@ -71,6 +79,13 @@ def test_words_that_are_no_command_are_misuse(run, words, message):
     assert message in done.error
     assert len(done.err.splitlines()) == 1
     assert done.out == ""
+
+
+@pytest.mark.parametrize("words", [["--help", "--ot"], ["train", "-h", "--ot", "x"]])
+def test_help_that_is_asked_for_before_a_mistake_is_given(run, words):
+    done = run(*words)
+    assert done.code == 0
+    assert done.out.startswith("usage: haiku-mqa")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haiku_mqa.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from haiku_mqa.ops import apply_rotary, rotary_frequencies
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 RELATIVE = 5e-5  # logits of normal vectors, offsets up to 1e3
 LENGTH = 1e-5

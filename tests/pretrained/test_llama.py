@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haiku_mqa.config import DecoderConfig, LinearScaling, YarnScaling
+from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained.gguf import read_gguf
 from haiku_mqa.pretrained.llama import (
@@ -18,6 +18,7 @@ from haiku_mqa.pretrained.llama import (
     unpermute_rotary,
 )
 from haiku_mqa.pretrained.loading import read_pretrained
+from haiku_mqa.rope_scaling import LinearScaling, YarnScaling
 
 TIED = ["token_embd.weight"]
 UNTIED = ["token_embd.weight", "output.weight"]

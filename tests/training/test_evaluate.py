@@ -20,6 +20,7 @@ from haiku_mqa.training import (
     validation_batches,
 )
 from haiku_mqa.training.evaluate import _batches, _program
+from haiku_mqa.training.loss import mean_loss
 from tests.models import EXAMPLES, drawn_params, example, example_params
 
 SAME = 1e-5  # of losses, in nats
@@ -52,8 +53,7 @@ def test_stride_of_one_scores_each_token_by_all_that_the_context_holds(context):
 def test_stride_of_a_whole_context_is_the_validation_loss_of_a_run():
     loss = make_loss(MODEL)
     batches = validation_batches(TEXT, seq_len=8, batch_size=2)
-    parts = [loss(PARAMS, batch, None) for batch in batches]
-    whole = sum(float(part.sum) for part in parts) / sum(int(p.count) for p in parts)
+    whole = mean_loss(loss(PARAMS, batch, None) for batch in batches)
     result = evaluate(MODEL, PARAMS, TEXT, context=8, stride=8)
     assert result.loss == pytest.approx(whole, abs=SAME)
 

@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haiku_mqa.training import GrainWindows, RandomWindows, open_tokens
+from haiku_mqa.training import (
+    GrainWindows,
+    PackedDocuments,
+    RandomWindows,
+    open_tokens,
+)
+from haiku_mqa.training.grain_loader import batches_ahead
 from haiku_mqa.training.token_files import _header
 from tests.training.batches import SEEDS, SIZES, STEPS, TOKENS, assert_same
 
@@ -92,6 +98,16 @@ def test_rows_of_processes_are_together_the_whole_batch(first, cuts):
             np.testing.assert_array_equal(joined, getattr(whole, name))
 
 
+@pytest.mark.parametrize(("first", "end"), [(0, 3), (4, 9), (5, 5)])
+def test_any_source_is_read_ahead_from_a_step_to_an_end(first, end):
+    documents = [TOKENS[:40], TOKENS[40:45], TOKENS[45:80]]
+    source = PackedDocuments(documents, 8, 2, seed=1)
+    batches = list(batches_ahead(source.batch, first, end))
+    assert len(batches) == end - first
+    for step, batch in enumerate(batches, start=first):
+        assert_same(batch, source.batch(step))
+
+
 def test_steps_up_to_the_last_that_grain_can_count_are_read():
     last = 2**63 - 2
     assert_same(_take(_make(), last, 1)[0], _expected().batch(last))
@@ -136,9 +152,17 @@ def test_without_threads_a_batch_is_made_when_it_is_asked_for():
     assert made == [(5, threading.current_thread().name)]
 
 
-def test_threads_end_when_the_batches_are_closed():
+@pytest.mark.parametrize(
+    "iterate",
+    [
+        lambda: _make().iterate(num_threads=3),
+        lambda: batches_ahead(_expected().batch, 0, 100),
+    ],
+    ids=["windows", "any source"],
+)
+def test_threads_end_when_the_batches_are_closed(iterate):
     before = {*threading.enumerate()}
-    batches = _make().iterate(num_threads=3)
+    batches = iterate()
     next(batches)
     own = {*threading.enumerate()} - before
     assert own

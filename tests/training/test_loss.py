@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haiku_mqa.training import chunked_cross_entropy, cross_entropy
+from haiku_mqa.training import Loss, chunked_cross_entropy, cross_entropy
+from haiku_mqa.training.loss import mean_loss
 
 SAME = 1e-5
 BFLOAT16 = 2e-2  # of the greatest gradient
@@ -95,6 +96,29 @@ def test_loss_of_bfloat16_logits_is_float32():
     loss = cross_entropy(logits, jnp.array([[0]])).mean
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, np.log(VOCABULARY), rtol=SAME)
+
+
+# --- The mean of several --------------------------------------------------------------
+
+
+def _losses(sums, counts):
+    return [
+        Loss(jnp.float32(total), jnp.int32(count))
+        for total, count in zip(sums, counts, strict=True)
+    ]
+
+
+def test_mean_weighs_each_counted_label_the_same():
+    assert mean_loss(_losses([8.0, 0.0, 1.0], [2, 0, 1])) == 3.0
+
+
+def test_mean_is_exact_however_far_apart_the_sums_are():
+    small = [2.0**-24] * 8  # each is lost beside a one in float32
+    assert mean_loss(_losses([1.0, *small], [1] * 9)) == (1 + 2.0**-21) / 9
+
+
+def test_mean_with_a_sum_that_is_no_number_is_none_either():
+    assert np.isnan(mean_loss(_losses([1.0, np.nan], [1, 1])))
 
 
 # --- Both forms -----------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from haiku_mqa.training import (
     split,
     validation_batches,
 )
+from haiku_mqa.training.loss import mean_loss
 from haiku_mqa.zoo import entries
 
 CARD = Path(__file__).parents[2] / "docs" / "shakespeare-mqa.md"
@@ -87,12 +87,7 @@ def test_validation_loss_is_the_one_on_the_card(loaded):
     _, held_out = split(read_corpus())
     tokens = encode_corpus(held_out, loaded.tokenizer)
     loss = jax.jit(make_loss(loaded.model))
-    losses = [
-        loss(loaded.params, batch, None)
-        for batch in validation_batches(tokens, seq_len=256, batch_size=16)
-    ]
-    found = math.fsum(x.sum.item() for x in losses) / sum(
-        x.count.item() for x in losses
-    )
+    batches = validation_batches(tokens, seq_len=256, batch_size=16)
+    found = mean_loss(loss(loaded.params, batch, None) for batch in batches)
     assert found == pytest.approx(float(shown), abs=SHOWN)
     assert found <= GOAL

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from haiku_mqa._arguments import whole_number
+from haiku_mqa._arguments import is_number, whole_number
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.text.tokenizer import TokenizerKind
@@ -86,7 +86,7 @@ class DataConfig:
                 f"vocab_size must be None where tokenizer = {self.tokenizer!r}, which "
                 f"has its own, got {self.vocab_size!r}"
             )
-        if not _is_number(self.validation) or not 0 < self.validation < 1:
+        if not is_number(self.validation) or not 0 < self.validation < 1:
             raise ValueError(
                 f"validation must be a number in (0, 1), got {self.validation!r}"
             )
@@ -193,7 +193,7 @@ class RunConfig:
         if self.compute_dtype is not None:
             _require_choice("compute_dtype", self.compute_dtype, get_args(DType))
         decay = self.average_decay
-        if decay is not None and not (_is_number(decay) and 0 < decay < 1):
+        if decay is not None and not (is_number(decay) and 0 < decay < 1):
             raise ValueError(f"average_decay must be a number in (0, 1), got {decay!r}")
         if not isinstance(self.sample_prompt, str) or not self.sample_prompt:
             raise ValueError(
@@ -434,10 +434,6 @@ def _take_path(config: DataConfig) -> None:
 def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise unknown_name(name, str(value), choices)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _PARTS = {

@@ -21,6 +21,7 @@ from haiku_mqa.text import Tokenizer, load_tokenizer
 from haiku_mqa.training.corpus import Corpus
 from haiku_mqa.training.run.checkpoints import Checkpoints
 from haiku_mqa.training.run.config import RunConfig
+from haiku_mqa.training.run.given import digest
 
 try:
     import fcntl
@@ -74,6 +75,7 @@ class RunFolder:
         decoder_config: DecoderConfig,
         corpus: Corpus,
         tokenizer: Tokenizer,
+        params: Params | None = None,
     ) -> None:
         """Writes what a new run is of.
 
@@ -82,6 +84,7 @@ class RunFolder:
           decoder_config: Of its model.
           corpus: What it reads.
           tokenizer: What reads it.
+          params: What it begins from, if they are not drawn.
 
         Raises:
           ValueError: There are files that no run wrote.
@@ -95,19 +98,30 @@ class RunFolder:
             "config": config.to_dict(),
             "corpus": corpus.sha256,
             "tokenizer": self._tokenizer_digest(),
+            "params": None if params is None else digest(params),
             "versions": _versions(),
         }
         write_whole(self.path / RUN, (json.dumps(data, indent=2) + "\n").encode())
 
-    def check(self, config: RunConfig, corpus: Corpus) -> None:
+    def check(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        params: Params | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         """Refuses to go on as another run than the one that began here.
 
         Args:
           config: Of the run that is asked for.
           corpus: What it would read. Equal text is the same, wherever it lies.
+          params: What it would begin from, where they are given.
+          tokenizer: What would read it, where it is given.
 
         Raises:
-          ValueError: Something differs; the message lists each field.
+          ValueError: Something differs; the message lists each field. Or the run
+            began from given parameters, had no time for a checkpoint, and they are
+            not given again.
           FormatError: ``run.json`` or ``tokenizer.json`` is damaged.
         """
         run = self._read()
@@ -121,8 +135,17 @@ class RunFolder:
             for name in dict.fromkeys([*here, *asked])
             if name not in here or name not in asked or here[name] != asked[name]
         ]
+        if tokenizer is not None and tokenizer != self.tokenizer():
+            differences.append("tokenizer: not the one in the folder")
+        if params is not None and digest(params) != run["params"]:
+            differences.append("params: not what the run in the folder began from")
         if differences:
             raise ValueError(f"{self.path} holds another run: {'; '.join(differences)}")
+        if params is None and run["params"] and not self.checkpoints.steps():
+            raise ValueError(
+                f"{self.path} holds a run that began from given parameters and was "
+                "stopped before its first checkpoint: give them again"
+            )
         if run["tokenizer"] != self._tokenizer_digest():
             raise FormatError(
                 f"{self.path / model_folder.TOKENIZER} is not the one that the run "
@@ -219,7 +242,7 @@ class RunFolder:
             run = json.loads(path.read_bytes())
             if not isinstance(run, dict) or run.get("format") != FORMAT:
                 raise ValueError(f"format must be {FORMAT!r}")
-            if missing := {"config", "corpus", "tokenizer"} - set(run):
+            if missing := {"config", "corpus", "tokenizer", "params"} - set(run):
                 raise ValueError(f"{', '.join(sorted(missing))} is missing")
             # By way of the config, so that fields which are new have their defaults.
             run["config"] = RunConfig.from_dict(run["config"]).to_dict()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +16,7 @@ from haiku_mqa import model_folder
 from haiku_mqa.model import Model, Params, build
 from haiku_mqa.text import Tokenizer
 from haiku_mqa.training.corpus import Corpus, read_corpus
+from haiku_mqa.training.data import Batch
 from haiku_mqa.training.run.config import RunConfig
 from haiku_mqa.training.run.events import (
     Evaluated,
@@ -32,12 +30,15 @@ from haiku_mqa.training.run.events import (
     Stopped,
 )
 from haiku_mqa.training.run.folder import RunFolder
+from haiku_mqa.training.run.given import fitted
 from haiku_mqa.training.run.programs import Carry, Programs, make_programs
+from haiku_mqa.training.run.progress import Speed, bar
 from haiku_mqa.training.run.reports import Reports
 from haiku_mqa.training.run.signals import StopRequest, stop_requests
 from haiku_mqa.training.run.sources import (
     Data,
     batches_from,
+    check_tokenizer,
     held_out_batches,
     make_data,
     make_tokenizer,
@@ -45,8 +46,6 @@ from haiku_mqa.training.run.sources import (
 from haiku_mqa.training.state import Metrics
 
 Sampler = Callable[[Model, Params, Tokenizer, str, int], str]
-
-_STEPS_TIMED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +80,8 @@ def train(
     config: RunConfig,
     corpus: Corpus | None = None,
     *,
+    params: Params | None = None,
+    tokenizer: Tokenizer | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
     on_event: Observer | None = None,
@@ -96,9 +97,17 @@ def train(
     run after the step it is in, with a checkpoint; a second one acts as it did
     before.
 
+    A run that begins from given parameters, such as those that ``convert_heads``
+    made, judges them before its first step: what it comes to is never worse than
+    what it began from.
+
     Args:
       config: Of the run.
       corpus: What to train on; ``config.data.source`` is read if ``None``.
+      params: What the run begins from, of ``config.model``'s shapes; drawn with
+        ``config.seed`` if ``None``. To go on with a run, they need not be given.
+      tokenizer: What reads the text, of the kind that ``config.data`` has; made from
+        the corpus if ``None``.
       out: The run's folder; nothing is written if ``None``.
       resume: Whether to go on with a run that the folder has; otherwise it is
         refused.
@@ -111,9 +120,9 @@ def train(
       The model, its best parameters, and how they came about.
 
     Raises:
-      ValueError: The corpus is too small; or the folder holds another run (each
-        field that differs is listed), files of something else, or is in use by
-        another process.
+      ValueError: The corpus is too small; the parameters or the tokenizer are not
+        the config's; or the folder holds another run (each field that differs is
+        listed), files of something else, or is in use by another process.
       FormatError: A file in the folder is damaged.
       FloatingPointError: More than ``config.max_skipped`` steps in a row were not
         finite.
@@ -140,41 +149,51 @@ def train(
         folder = None if out is None else RunFolder(out)
         if folder is not None:
             stack.enter_context(folder.locked())
-        tokenizer = _tokenizer(config, corpus, folder, resume)
-        decoder_config = config.decoder_config(tokenizer.vocab_size)
+        if folder is not None and folder.has_run:
+            _go_on(folder, config, corpus, params, tokenizer, resume)
+            tokenizer = folder.tokenizer()
+        elif tokenizer is None:
+            tokenizer = make_tokenizer(config.data, corpus)
+        else:
+            check_tokenizer(config.data, tokenizer)
+        model = build(config.decoder_config(tokenizer.vocab_size))
+        first = None if params is None else fitted(params, model)
         data = make_data(config.data, corpus, tokenizer, config.seed)
         if folder is not None:
             folder.remove_leftovers()
             if not folder.has_run:
-                folder.begin(config, decoder_config, corpus, tokenizer)
-        run = _Run(config, build(decoder_config), tokenizer, data, folder)
+                folder.begin(config, model.config, corpus, tokenizer, params)
+        run = _Run(config, model, tokenizer, data, folder)
         run.request = stack.enter_context(stop_requests())
         run.sample = sample
-        first = run.begin()
+        run.begin(first)
         if folder is not None:
             reports = Reports(folder.path, config)
-            reports.resume_at(first)
+            # What a run said before it had a checkpoint, it says again.
+            reports.resume_at(-1 if run.saved_at is None else run.step)
             stack.callback(reports.close)
             run.observers.append(reports)
         if on_event is not None:
             run.observers.append(on_event)
         if progress:
-            run.observers.append(stack.enter_context(_bar(config)))
-        return run.go(first)
+            run.observers.append(stack.enter_context(bar(config)))
+        return run.go(is_given=params is not None)
 
 
-def _tokenizer(
-    config: RunConfig, corpus: Corpus, folder: RunFolder | None, resume: bool
-) -> Tokenizer:
-    if folder is None or not folder.has_run:
-        return make_tokenizer(config.data, corpus)
+def _go_on(
+    folder: RunFolder,
+    config: RunConfig,
+    corpus: Corpus,
+    params: Params | None,
+    tokenizer: Tokenizer | None,
+    resume: bool,
+) -> None:
     if not resume:
         raise ValueError(
             f"{folder.path} holds a run already, and resume is False: use another "
             "folder, or go on with it"
         )
-    folder.check(config, corpus)
-    return folder.tokenizer()
+    folder.check(config, corpus, params, tokenizer)
 
 
 class _Run:
@@ -204,30 +223,33 @@ class _Run:
         self.best_params: Params | None = None
         self.validation_loss: tuple[int, float] | None = None
         self.skipped_in_a_row = 0
-        self.step, self.saved_at = 0, 0
-        self.speed = _Speed()
+        self.step = 0
+        self.saved_at: int | None = None  # the newest checkpoint's step
+        self.speed = Speed()
         self.history: list[Stepped | Evaluated] = []
 
     # --- Beginning ----------------------------------------------------------------
 
-    def begin(self) -> int:
-        """Makes or reads what the first step gets; returns how many are done."""
+    def begin(self, params: Params | None) -> None:
+        """Makes or reads what the first step gets."""
         steps = [] if self.folder is None else self.folder.checkpoints.steps()
         if self.folder is None or not steps:
-            self.carry = self.programs.init(self.init_rng)
-            return 0
+            programs, rng = self.programs, self.init_rng
+            drawn = params is None
+            self.carry = programs.init(rng) if drawn else programs.begin(params)
+            return
         like = jax.eval_shape(self.programs.init, self.init_rng)
         tree, about = self.folder.checkpoints.restore(steps[-1], like)
         # Copies: the step's donation must not reach into NumPy's memory.
         self.carry = jax.tree.map(lambda x: jax.numpy.array(x, copy=True), tree)
         self.best = about["best"] and tuple(about["best"])
         self.step = self.saved_at = steps[-1]
-        return self.step
 
     # --- Going on -----------------------------------------------------------------
 
-    def go(self, first: int) -> TrainResult:
-        """Runs the steps after the first ones."""
+    def go(self, *, is_given: bool) -> TrainResult:
+        """Runs the steps that are not done yet."""
+        first = self.step
         self.say(
             Started(
                 self.config,
@@ -239,9 +261,27 @@ class _Run:
                 first,
             )
         )
-        late: tuple[int, Metrics] | None = None
+        if is_given and self.saved_at is None:
+            self.evaluate(first)
+            self.save(first)
         batches = batches_from(self.config.data, self.data.train, first, self.total)
-        for step, batch in enumerate(batches, start=first + 1):
+        with contextlib.closing(batches):
+            self.run_steps(batches)
+        stopped = self.request.name if self.step < self.total else None
+        self.say(Stopped(self.step, stopped or "finished"))
+        return TrainResult(
+            self.model,
+            self.parameters(),
+            self.tokenizer,
+            tuple(self.history),
+            None if self.folder is None else self.folder.path,
+            stopped,
+        )
+
+    def run_steps(self, batches: Iterable[Batch]) -> None:
+        """Runs the steps of batches, until they end or a signal comes."""
+        late: tuple[int, Metrics] | None = None
+        for step, batch in enumerate(batches, start=self.step + 1):
             # While this batch was made, the device was still at the step before.
             self.step = step
             self.carry, metrics = self.programs.step(self.carry, batch, self.rng)
@@ -255,16 +295,6 @@ class _Run:
                 self.speed.pause()
             if self.request.name:
                 break
-        stopped = self.request.name if self.step < self.total else None
-        self.say(Stopped(self.step, stopped or "finished"))
-        return TrainResult(
-            self.model,
-            self.parameters(),
-            self.tokenizer,
-            tuple(self.history),
-            None if self.folder is None else self.folder.path,
-            stopped,
-        )
 
     def is_due(self, step: int) -> bool:
         """Whether more is to be done after a step than the next one."""
@@ -357,7 +387,7 @@ class _Run:
     def not_finite(self, step: int) -> str:
         """Returns what to say of too many steps that were not finite."""
         good = "there is no checkpoint"
-        if self.folder is not None and self.saved_at:
+        if self.folder is not None and self.saved_at is not None:
             path = self.folder.checkpoints.path(self.saved_at)
             good = f"the last good checkpoint is {path}"
         return (
@@ -371,55 +401,8 @@ class _Run:
             observer(event)
 
 
-class _Speed:
-    """How fast labels are counted, over the last few steps."""
-
-    def __init__(self) -> None:
-        self._steps: collections.deque[tuple[int, float]] = collections.deque(
-            maxlen=_STEPS_TIMED
-        )
-        self._mark = time.perf_counter()
-        self._is_first = True
-
-    def pause(self) -> None:
-        """Leaves out the time since the last step."""
-        self._mark = time.perf_counter()
-
-    def after(self, tokens: int) -> float:
-        """Returns the speed with one more step."""
-        if self._is_first and self._steps:
-            # The first one took as long as its compilation.
-            self._steps.clear()
-            self._is_first = False
-        now = time.perf_counter()
-        self._steps.append((tokens, now - self._mark))
-        self._mark = now
-        counted, seconds = map(sum, zip(*self._steps, strict=True))
-        return counted / max(seconds, 1e-9)
-
-
 def _drops(model: Model) -> bool:
     config = model.config
     return any(
         (config.embedding_dropout, config.attention_dropout, config.residual_dropout)
     )
-
-
-@contextlib.contextmanager
-def _bar(config: RunConfig) -> Iterator[Observer]:
-    from tqdm import tqdm
-
-    with tqdm(total=config.optimizer.total_steps, unit="step", disable=None) as bar:
-        told: dict[str, Any] = {}
-
-        def show(event: Event) -> None:
-            if isinstance(event, Started):
-                bar.update(event.first_step)
-            elif isinstance(event, Stepped):
-                told["loss"] = f"{event.metrics.loss:.3f}"
-                bar.set_postfix(told, refresh=False)
-                bar.update()
-            elif isinstance(event, Evaluated):
-                told["validation"] = f"{event.validation_loss:.3f}"
-
-        yield show

@@ -141,7 +141,7 @@ def _limit(axes: Axes, train: Points, validation: Points) -> None:
     low, high = min(losses), max(shown)
     room = max(0.05 * (high - low), 0.02)
     axes.set_ylim(low - room, high + room)
-    axes.set_xlim(0, last * 1.02)
+    axes.set_xlim(0, max(last, 1) * 1.02)
 
 
 def _add_perplexity(axes: Axes) -> None:

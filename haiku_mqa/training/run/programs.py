@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from haiku_mqa.model import Model, Params
 from haiku_mqa.training.data import Batch
+from haiku_mqa.training.loss import Loss, mean_loss
 from haiku_mqa.training.run.config import RunConfig
 from haiku_mqa.training.state import Metrics, TrainState, init_train_state
 from haiku_mqa.training.step import make_loss, make_train_step
@@ -38,12 +38,14 @@ class Programs(NamedTuple):
     """A run's programs.
 
     Attributes:
-      init: An rng to the first ``Carry``.
+      init: An rng to the first ``Carry``, of drawn parameters.
+      begin: Given parameters to the first ``Carry``.
       step: (carry, batch, rng) to (carry, metrics). The carry is donated.
       evaluate: (parameters, batches) to nats per token.
     """
 
     init: Callable[[jax.Array], Carry]
+    begin: Callable[[Params], Carry]
     step: Callable[[Carry, Batch, jax.Array | None], tuple[Carry, Metrics]]
     evaluate: Callable[[Params, Iterable[Batch]], float]
 
@@ -67,10 +69,14 @@ def make_programs(model: Model, config: RunConfig) -> Programs:
     train_step = make_train_step(model, config.optimizer, **options)
     decay = config.average_decay
 
-    def init(rng: jax.Array) -> Carry:
-        state = init_train_state(config.optimizer, model.init(rng))
-        copied = jax.tree.map(jnp.copy, state.params)  # not one buffer donated twice
+    def begin(params: Params) -> Carry:
+        # Copies: a step takes what it is given, and no buffer can be taken twice.
+        state = init_train_state(config.optimizer, jax.tree.map(jnp.copy, params))
+        copied = jax.tree.map(jnp.copy, state.params)
         return Carry(state, None if decay is None else copied)
+
+    def init(rng: jax.Array) -> Carry:
+        return begin(model.init(rng))
 
     def step(
         carry: Carry, batch: Batch, rng: jax.Array | None
@@ -86,6 +92,7 @@ def make_programs(model: Model, config: RunConfig) -> Programs:
     summed = jax.jit(lambda params, batch: loss(params, batch, None))
     return Programs(
         init=_quickly_compiled(init),
+        begin=_quickly_compiled(begin),
         step=jax.jit(step, donate_argnums=0),
         evaluate=functools.partial(_mean, summed),
     )
@@ -111,9 +118,6 @@ def _quickly_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mean(
-    summed: Callable[..., Any], params: Params, batches: Iterable[Batch]
+    summed: Callable[..., Loss], params: Params, batches: Iterable[Batch]
 ) -> float:
-    # Fetched only when all are on their way, and added in a wider type than theirs.
-    losses = jax.device_get([summed(params, batch) for batch in batches])
-    total = math.fsum(float(loss.sum) for loss in losses)
-    return total / sum(int(loss.count) for loss in losses)
+    return mean_loss(summed(params, batch) for batch in batches)

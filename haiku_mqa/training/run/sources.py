@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,10 +17,9 @@ from haiku_mqa.training.data import (
     encode_documents,
     validation_batches,
 )
+from haiku_mqa.training.grain_loader import batches_ahead, import_grain
 from haiku_mqa.training.packing import PackedDocuments
 from haiku_mqa.training.run.config import DataConfig
-
-_AHEAD = 16  # batches that grain makes ready
 
 
 class Source(Protocol):
@@ -76,6 +75,28 @@ def make_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
     return train_tokenizer(config.tokenizer, corpus.documents, config.vocab_size)
 
 
+def check_tokenizer(config: DataConfig, tokenizer: Tokenizer) -> None:
+    """Raises ``ValueError`` for a tokenizer that is not what a config asks for.
+
+    Args:
+      config: Of the data.
+      tokenizer: Given, or read from a run's folder.
+
+    Raises:
+      ValueError: It is of another kind, or of another size.
+    """
+    if tokenizer.kind != config.tokenizer:
+        raise ValueError(
+            f"data.tokenizer must be {tokenizer.kind!r}, as the tokenizer that was "
+            f"given is, got {config.tokenizer!r}"
+        )
+    if config.vocab_size not in (None, tokenizer.vocab_size):
+        raise ValueError(
+            f"data.vocab_size must be {tokenizer.vocab_size}, as the tokenizer that "
+            f"was given has it, got {config.vocab_size}"
+        )
+
+
 def make_data(
     config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int
 ) -> Data:
@@ -94,8 +115,14 @@ def make_data(
       The data.
 
     Raises:
-      ValueError: A part has fewer tokens than a sequence and its last label need.
+      ValueError: A part has fewer tokens than a sequence and its last label need, or
+        grain is asked for and not installed.
     """
+    if config.loader == "grain":
+        try:
+            import_grain("data.loader = 'grain'")
+        except ImportError as error:
+            raise ValueError(str(error)) from None
     train, validation = split(corpus, config.validation)
     held_out = encode_corpus(validation, tokenizer)
     check_tokens("tokens to validate on", held_out, config.seq_len)
@@ -124,8 +151,8 @@ def held_out_batches(config: DataConfig, data: Data) -> Iterator[Batch]:
 
 def batches_from(
     config: DataConfig, source: Source, first: int, total: int
-) -> Iterator[Batch]:
-    """Returns an iterator over the batches of steps.
+) -> Generator[Batch]:
+    """Returns the batches of steps.
 
     Args:
       config: Of the data; its loader says whether they are made when they are asked
@@ -134,36 +161,9 @@ def batches_from(
       first: The first step's.
       total: The one after the last step's.
 
-    Raises:
-      ValueError: Grain is asked for, and is not installed.
+    Returns:
+      A generator. Threads that it has end when it is closed or forgotten.
     """
-    if config.loader == "memory":
-        return map(source.batch, range(first, total))
-    return _ahead(source, first, total)
-
-
-class _Steps:
-    """A source as the sequence that grain reads."""
-
-    def __init__(self, source: Source, total: int):
-        self._source, self._total = source, total
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __getitem__(self, index: int) -> Batch:
-        return self._source.batch(int(index))
-
-
-def _ahead(source: Source, first: int, total: int) -> Iterator[Batch]:
-    try:
-        import grain
-    except ImportError:
-        raise ValueError(
-            "data.loader = 'grain' needs the extra 'grain': "
-            "pip install 'haiku-mqa[grain]'"
-        ) from None
-    # Batches are a function of the step, so there is no place in a stream to save.
-    steps = grain.MapDataset.source(_Steps(source, total))[first:]
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-    return iter(steps.to_iter_dataset(options))
+    if config.loader == "grain":
+        return batches_ahead(source.batch, first, total)
+    return (source.batch(step) for step in range(first, total))

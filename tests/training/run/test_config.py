@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from haiku_mqa import DecoderConfig, build
-from haiku_mqa.config import LinearScaling
+from haiku_mqa.rope_scaling import LinearScaling
 from haiku_mqa.training import (
     DataConfig,
     OptimizerConfig,

@@ -18,6 +18,7 @@ from haiku_mqa.training import (
     make_train_step,
     validation_batches,
 )
+from haiku_mqa.training.loss import mean_loss
 from haiku_mqa.training.run import checkpoints as checkpoint_room
 from haiku_mqa.training.run import loop
 from haiku_mqa.training.run.events import (
@@ -199,11 +200,8 @@ def test_nothing_is_compiled_twice(monkeypatch):
 def _validation_loss(config, result):
     data = make_data(config.data, CORPUS, result.tokenizer, config.seed)
     loss = jax.jit(lambda p, b: make_loss(result.model)(p, b, None))
-    parts = [
-        loss(result.params, batch)
-        for batch in validation_batches(data.validation, config.data.seq_len, 3)
-    ]
-    return sum(float(p.sum) for p in parts) / sum(int(p.count) for p in parts)
+    batches = validation_batches(data.validation, config.data.seq_len, 3)
+    return mean_loss(loss(result.params, batch) for batch in batches)
 
 
 def test_result_has_the_parameters_of_the_lowest_validation_loss():
