@@ -73,7 +73,8 @@ def check_finite(params: Mapping[str, Mapping[str, Any]]) -> None:
     bad = [
         path
         for path, leaf in _leaves(params).items()
-        if not bool(jnp.isfinite(jnp.asarray(leaf)).all())
+        # A quantized one has more than one array.
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(leaf))
     ]
     if bad:
         raise ValueError(
@@ -207,14 +208,24 @@ def _check_cache(config: DecoderConfig, tokens: Any, mask: Any, cache: KVCache) 
             f"got {cache.batch_size}"
         )
     heads = (config.num_kv_heads, config.key_size, config.value_size)
-    stored = {(*layer.keys.shape[2:], layer.values.shape[-1]) for layer in cache.layers}
+    stored = {
+        (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[-1])
+        for layer in cache.layers
+    }
     if len(cache.layers) != config.num_layers or stored != {heads}:
         raise ValueError(
             f"cache must have {config.num_layers} layers with K, H and value size "
             f"{list(heads)}, got {len(cache.layers)} with "
             f"{', '.join(str(list(found)) for found in sorted(stored))}"
         )
-    if isinstance(cache.lengths, Tracer) or isinstance(mask, Tracer):
+    for layer, window in enumerate(config.windows):
+        kept = cache.layers[layer].window
+        if kept not in (None, window):
+            raise ValueError(
+                f"cache must keep what layer {layer} sees, {window or 'all'} tokens "
+                f"back, got a ring of {kept}"
+            )
+    if isinstance(cache.lengths, Tracer) or isinstance(mask, Tracer) or cache.endless:
         return
     padding = mask is not None and len(mask.shape) == 2
     new = np.asarray(mask).sum(axis=1) if padding else np.full(batch, length)

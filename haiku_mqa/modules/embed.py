@@ -6,9 +6,14 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa.ops.quantized import QuantizedMatrix
+
 
 class Embed(hk.Module):
-    """A table of ``size`` vectors; the parameter is ``embeddings`` ``[size, D]``."""
+    """A table of ``size`` vectors; the parameter is ``embeddings`` ``[size, D]``.
+
+    It may be quantized by rows.
+    """
 
     def __init__(
         self,
@@ -32,7 +37,7 @@ class Embed(hk.Module):
         self.param_dtype = param_dtype
 
     @property
-    def table(self) -> jax.Array:
+    def table(self) -> jax.Array | QuantizedMatrix:
         """The parameter, ``[size, D]``."""
         # A standard deviation of D ** -0.5 gives tied logits one of about one.
         return hk.get_parameter(
@@ -53,6 +58,12 @@ class Embed(hk.Module):
         Returns:
           ``[..., D]``.
         """
-        vectors = jnp.take(self.table, ids, axis=0, mode="clip").astype(dtype)
+        table = self.table
+        if isinstance(table, QuantizedMatrix):
+            vectors = jnp.take(table.values, ids, axis=0, mode="clip")
+            scales = jnp.take(table.scales, ids, axis=0, mode="clip")[..., None]
+            vectors = (vectors.astype(scales.dtype) * scales).astype(dtype)
+        else:
+            vectors = jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
         in_range = (ids >= 0) & (ids < self.size)
         return jnp.where(in_range[..., None], vectors, jnp.nan)

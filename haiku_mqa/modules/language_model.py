@@ -16,6 +16,7 @@ from haiku_mqa.modules.decoder import TransformerDecoder
 from haiku_mqa.modules.dropout import maybe_dropout
 from haiku_mqa.modules.embed import Embed
 from haiku_mqa.ops.numerics import wide_einsum
+from haiku_mqa.ops.quantized import QuantizedMatrix, quantized_dot
 
 
 class DecoderOutput(NamedTuple):
@@ -143,7 +144,11 @@ class DecoderLM(hk.Module):
             matrix, product = embed.table, "btd,vd->btv"
         else:
             matrix, product = Unembed(config, name="unembed")(), "btd,dv->btv"
-        logits = wide_einsum(product, x, matrix.astype(x.dtype))
+        if isinstance(matrix, QuantizedMatrix):
+            rows = quantized_dot(x.reshape(-1, config.d_model), matrix)
+            logits = rows.reshape(*x.shape[:2], config.vocab_size)
+        else:
+            logits = wide_einsum(product, x, matrix.astype(x.dtype))
         if config.final_logit_softcap is not None:
             cap = config.final_logit_softcap
             logits = cap * jnp.tanh(logits / cap)
@@ -158,8 +163,8 @@ class Unembed(hk.Module):
         super().__init__(name=name)
         self.config = config
 
-    def __call__(self) -> jax.Array:
-        """Returns the matrix."""
+    def __call__(self) -> jax.Array | QuantizedMatrix:
+        """Returns the matrix, which may be quantized by columns."""
         config = self.config
         return hk.get_parameter(
             "w",

@@ -6,11 +6,14 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa.ops.quantized import dot
+
 
 class Linear(hk.Module):
     """``hk.Linear`` with parameters stored in one dtype and used in another.
 
-    Parameters are ``w`` ``[in, out]`` and ``b`` ``[out]``, as ``hk.Linear``'s.
+    Parameters are ``w`` ``[in, out]`` and ``b`` ``[out]``, as ``hk.Linear``'s; ``w``
+    may be quantized by columns.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Linear(hk.Module):
         # As one matrix: with two leading axes, XLA would transpose the whole gradient
         # of y in memory to make that of w.
         flat = x.reshape(-1, input_size)
-        y = jnp.dot(flat, w.astype(x.dtype)).reshape(*x.shape[:-1], self.output_size)
+        y = dot(flat, w).reshape(*x.shape[:-1], self.output_size)
         if self.with_bias:
             b = hk.get_parameter("b", (self.output_size,), dtype, init=self.b_init)
             y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)

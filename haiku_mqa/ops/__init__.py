@@ -2,12 +2,26 @@
 
 from haiku_mqa.ops.attention import alibi_slopes, multi_query_attention
 from haiku_mqa.ops.masks import causal_mask
+from haiku_mqa.ops.quantized import (
+    QuantizedMatrix,
+    dequantize,
+    dot,
+    kept_quantized,
+    quantize,
+    quantized_dot,
+)
 from haiku_mqa.ops.rotary import apply_rotary, rotary_frequencies
 
 __all__ = [
+    "QuantizedMatrix",
     "alibi_slopes",
     "apply_rotary",
     "causal_mask",
+    "dequantize",
+    "dot",
+    "kept_quantized",
     "multi_query_attention",
+    "quantize",
+    "quantized_dot",
     "rotary_frequencies",
 ]

@@ -15,6 +15,7 @@ import optax
 from haiku_mqa.config import DType
 from haiku_mqa.model import Model, Params
 from haiku_mqa.modules.block import TransformerDecoderBlock
+from haiku_mqa.ops import QuantizedMatrix, dequantize
 from haiku_mqa.training._scan import repeating_layers, scanned_layers
 from haiku_mqa.training.loss import Loss, chunked_cross_entropy
 from haiku_mqa.training.optimizer import make_optimizer
@@ -250,10 +251,13 @@ def _choose(condition: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _output_matrix(params: Params, tied: bool) -> jax.Array:
-    """Returns each token's output vector, ``[V, D]``."""
+    """Returns each token's output vector, ``[V, D]``; widened, if it is quantized."""
     if tied:
-        return params["decoder_lm/embed"]["embeddings"]
-    return params["decoder_lm/unembed"]["w"].T
+        matrix = params["decoder_lm/embed"]["embeddings"]
+    else:
+        matrix = params["decoder_lm/unembed"]["w"]
+    wide = dequantize(matrix) if isinstance(matrix, QuantizedMatrix) else matrix
+    return wide if tied else wide.T
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.model import Model, Params, build
+from haiku_mqa.quantization import Quantization, check_quantization, quantize_params
 from haiku_mqa.text import AnyTokenizer
 from haiku_mqa.zoo.discovery import is_path, load
 from haiku_mqa.zoo.paths import read_path
@@ -45,7 +46,10 @@ class LoadedModel:
 
 
 def load_pretrained(
-    source: str | os.PathLike[str], *, dtype: DType = "float32"
+    source: str | os.PathLike[str],
+    *,
+    dtype: DType = "float32",
+    quantize: Quantization | None = None,
 ) -> LoadedModel:
     """Loads a pretrained model.
 
@@ -53,13 +57,15 @@ def load_pretrained(
       source: A name of the zoo, whose weights are fetched if need be; or the path of
         a folder that holds a model, as a training run's does, or of a ``.gguf`` file.
       dtype: What its parameters are stored in and computed with.
+      quantize: ``"int8"`` stores its matrices in a byte a number, as
+        ``quantize_params`` does: for inference alone.
 
     Returns:
       The model, its parameters, its tokenizer and its metadata.
 
     Raises:
       ValueError: There is no such name, the model has no weights, or it is of a kind
-        that cannot be read.
+        that cannot be read; or there is no such quantization.
       FormatError: A file is damaged, or those of a folder do not belong together.
       OSError: There is no such file, or it cannot be read.
       FetchError: The weights could not be fetched.
@@ -71,8 +77,14 @@ def load_pretrained(
       ValueError: model 'mqa-decoder' has no pretrained weights: \
 draw some with haiku_mqa.zoo.load('mqa-decoder').init
     """
+    if quantize is not None:
+        check_quantization(quantize)
     text = os.fspath(source)
-    return _load_path(Path(text), dtype) if is_path(text) else _load_name(text, dtype)
+    loaded = _load_path(Path(text), dtype) if is_path(text) else _load_name(text, dtype)
+    if quantize is None:
+        return loaded
+    params = quantize_params(loaded.model, loaded.params, quantize)
+    return dataclasses.replace(loaded, params=params)
 
 
 def _load_path(path: Path, dtype: DType) -> LoadedModel:
