@@ -140,22 +140,27 @@ class Model:
         batch_size: int,
         max_length: int | None = None,
         dtype: jax.typing.DTypeLike | None = None,
+        *,
+        ring: bool = False,
     ) -> KVCache:
         """Returns an empty cache.
 
         Args:
           batch_size: B, rows.
           max_length: S, room for each row in tokens; the config's if ``None``.
-          dtype: Of keys and values; the config's ``dtype`` if ``None``.
+          dtype: Of keys and values; the config's ``dtype`` if ``None``. ``"int8"``
+            takes a quarter of float32's bytes, and rounds.
+          ring: Whether a layer with a sliding window below S keeps its window, and
+            not S tokens.
 
         Returns:
           The cache, a pytree.
 
         Raises:
-          ValueError: A size is below one.
+          ValueError: A size is below one, or keys and values cannot be of that dtype.
         """
         length = self.config.max_length if max_length is None else max_length
-        return init_cache(self.config, batch_size, length, dtype)
+        return init_cache(self.config, batch_size, length, dtype, ring=ring)
 
     @property
     def param_shapes(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:

@@ -52,7 +52,7 @@ def test_cache_has_heads_and_dtype_of_its_config(name):
     cache = init_cache(config, BATCH, CAPACITY)
     assert len(cache.layers) == config.num_layers
     for layer in cache.layers:
-        rows = (BATCH, CAPACITY, config.num_kv_heads)
+        rows = (BATCH, config.num_kv_heads, CAPACITY)
         assert layer.keys.shape == (*rows, config.key_size)
         assert layer.values.shape == (*rows, config.value_size)
         assert {layer.keys.dtype.name, layer.values.dtype.name} == {config.dtype}
@@ -85,8 +85,8 @@ def test_cache_holds_tokens_from_slot_zero_whatever_the_padding():
     assert packed.lengths.tolist() == plain.lengths.tolist() == [4, 4]
     for got, expected in zip(packed.layers, plain.layers, strict=True):
         np.testing.assert_allclose(got.keys, expected.keys, atol=SAME)
-        assert bool((got.keys[:, 4:] == 0).all())
-        assert bool((got.values[:, 4:] == 0).all())
+        assert bool((got.keys[:, :, 4:] == 0).all())
+        assert bool((got.values[:, :, 4:] == 0).all())
 
 
 def test_cache_is_not_changed_by_the_call_that_reads_it():
@@ -160,11 +160,11 @@ def test_cache_is_scanned_over_as_a_carry():
 
 
 def test_write_drops_what_has_no_slot_and_keeps_the_rest():
-    layer = LayerCache(jnp.zeros((1, 3, 1, 2)), jnp.zeros((1, 3, 1, 2)))
+    layer = LayerCache(jnp.zeros((1, 1, 3, 2)), jnp.zeros((1, 1, 3, 2)))
     new = jnp.arange(1.0, 9.0).reshape(1, 4, 1, 2)
     written = layer.write(jnp.asarray([[1, 3, 2, 7]]), new, -new)
-    assert written.keys[0, :, 0].tolist() == [[0, 0], [1, 2], [5, 6]]
-    assert written.values[0, :, 0].tolist() == [[0, 0], [-1, -2], [-5, -6]]
+    assert written.keys[0, 0].tolist() == [[0, 0], [1, 2], [5, 6]]
+    assert written.values[0, 0].tolist() == [[0, 0], [-1, -2], [-5, -6]]
 
 
 def test_cache_past_its_end_is_an_error_where_lengths_can_be_seen():
@@ -202,8 +202,8 @@ def test_cache_past_its_end_under_jit_is_flagged_and_keeps_its_history(new, seed
     for old, layer in zip(before.layers, after.layers, strict=True):
         for row, length in enumerate([4, LENGTH]):
             np.testing.assert_array_equal(
-                layer.keys[row, :length], old.keys[row, :length]
+                layer.keys[row, :, :length], old.keys[row, :, :length]
             )
             np.testing.assert_array_equal(
-                layer.values[row, :length], old.values[row, :length]
+                layer.values[row, :, :length], old.values[row, :, :length]
             )

@@ -215,7 +215,7 @@ class MultiQueryAttention(hk.Module):
           ValueError: The mask is not boolean or of another shape.
         """
         if context is not None:
-            return self._attend(query, key, value, context, cache)
+            return self._attend(query, key, value, context.of(cache), cache)
         *leading, queries, _ = query.shape
         if not leading and mask is not None and mask.ndim == 3:
             mask = mask[None]  # [N, T, S] of Haiku's unbatched call
@@ -252,8 +252,7 @@ class MultiQueryAttention(hk.Module):
             q = apply_rotary(q, context.positions, *self.rotary)
             k = apply_rotary(k, here, *self.rotary)
         if cache is not None and context.slots is not None:
-            cache = cache.write(context.slots, k, v)
-            k, v = cache.keys.astype(q.dtype), cache.values.astype(q.dtype)
+            cache, k, v = cache.update(context.slots, k, v)
         rate = self.dropout_rate if context.is_training else 0.0
         attended, weights = multi_query_attention(
             q,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from haiku_mqa.cache import KVCache, LayerCache
+from haiku_mqa.cache import KVCache, LayerCache, RingCache
 from haiku_mqa.ops.masks import broadcast_mask, causal_mask
 
 
@@ -26,6 +27,8 @@ class Context:
       mask: bool ``[B, N or 1, T, S]``, or ``None`` where all may attend to all.
       slots: int32 ``[B, T]``, where the cache stores each token; ``None`` without a
         cache. The cache's capacity means that it is not stored.
+      rings: By window, the same for layers whose cache is a ring: S is then what
+        such a layer attends to.
       is_training: Whether dropout acts.
       return_attention: Whether layers return their attention weights.
     """
@@ -35,8 +38,14 @@ class Context:
     distance: jax.Array
     mask: jax.Array | None = None
     slots: jax.Array | None = None
+    rings: Mapping[int, Context] = dataclasses.field(default_factory=dict)
     is_training: bool = False
     return_attention: bool = False
+
+    def of(self, cache: LayerCache | None) -> Context:
+        """Returns the context of one layer, by what that layer remembers."""
+        window = None if cache is None else cache.window
+        return self if window is None else self.rings[window]
 
 
 class LayerOutput(NamedTuple):
@@ -88,7 +97,8 @@ def make_context(
       segment_ids: int32 ``[B, T]``; tokens see only their own segment.
       mask: bool, True means may attend: ``[B, T]`` says which tokens are real (the
         rest is padding, on either side), ``[B, T, S]`` or ``[B, N, T, S]`` which
-        pairs may attend, in addition to causality.
+        pairs may attend, in addition to causality. With a cache S is its capacity,
+        whatever a ring keeps.
       cache: The past, if there is one.
       num_heads: N, to check a mask by heads.
       is_training: See ``Context``.
@@ -99,7 +109,6 @@ def make_context(
       brought forward; its keys and values are written by the layers.
     """
     batch, queries = tokens.shape
-    keys = queries if cache is None else cache.capacity
     pairs = mask if mask is not None and mask.ndim != 2 else None
     real = (
         jnp.ones((batch, queries), bool) if mask is None or pairs is not None else mask
@@ -114,37 +123,125 @@ def make_context(
         positions = jnp.maximum(order, 0)
     elif positions is None:
         positions = _positions_in_segments(segments, real, cache)
+    if pairs is not None:
+        keys = queries if cache is None else cache.capacity
+        pairs = broadcast_mask(pairs, batch, num_heads, queries, keys)
+    read = _Tokens(order, positions, segments, real)
 
-    if cache is None:
-        slots, key_order, key_segments, key_positions = None, order, segments, positions
-        arrived = causal_mask(queries)[None] & real[:, None, :]
-    else:
-        slots = jnp.where(real & (order < keys), order, keys)
-        key_order = jnp.broadcast_to(jnp.arange(keys), (batch, keys))
-        key_segments = _put(cache.segment_ids, slots, segments)
-        key_positions = _put(cache.positions, slots, positions)
-        arrived = key_order[:, None, :] <= order[:, :, None]
-        cache = dataclasses.replace(
-            cache,
-            lengths=cache.lengths + real.sum(axis=1, dtype=jnp.int32),
-            positions=key_positions,
-            segment_ids=key_segments,
+    def context(keys: _Keys) -> Context:
+        same = segments[:, :, None] == keys.segments[:, None, :]  # [B, T, S]
+        visible = (keys.arrived & same & real[:, :, None])[:, None]  # [B, 1, T, S]
+        return Context(
+            positions=positions,
+            key_positions=keys.positions,
+            distance=order[:, :, None] - keys.order[:, None, :],
+            mask=visible if pairs is None else visible & keys.of_mask(pairs),
+            slots=keys.slots,
+            is_training=is_training,
+            return_attention=return_attention,
         )
 
-    same = segments[:, :, None] == key_segments[:, None, :]  # [B, T, S]
-    visible = (arrived & same & real[:, :, None])[:, None]  # [B, 1, T, S]
-    if pairs is not None:
-        visible = visible & broadcast_mask(pairs, batch, num_heads, queries, keys)
-    context = Context(
-        positions=positions,
-        key_positions=key_positions,
-        distance=order[:, :, None] - key_order[:, None, :],
-        mask=visible,
-        slots=slots,
-        is_training=is_training,
-        return_attention=return_attention,
+    if cache is None:
+        return context(_own_keys(read)), None
+    slots, after = _brought_forward(read, cache)
+    rings = {
+        w: context(_ring_keys(read, slots, cache, after, w)) for w in after.windows
+    }
+    if after.endless:  # no layer attends to more than its ring
+        return dataclasses.replace(rings[max(rings)], rings=rings), after
+    whole = context(_cached_keys(read, slots, after))
+    return dataclasses.replace(whole, rings=rings), after
+
+
+class _Tokens(NamedTuple):
+    """The tokens of a call: ``[B, T]`` each."""
+
+    order: jax.Array  # which token of its row each is, from zero
+    positions: jax.Array
+    segments: jax.Array
+    real: jax.Array
+
+
+class _Keys(NamedTuple):
+    """What layers of one kind attend to: ``[B, S]`` each but where it is said."""
+
+    order: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    arrived: jax.Array  # [B, T, S], whether a query comes no earlier than a key
+    slots: jax.Array | None  # [B, T], where the call's own tokens are stored
+    columns: jax.Array | None = None  # of a mask, which stand in the cache's order
+
+    def of_mask(self, pairs: jax.Array) -> jax.Array:
+        """Returns the columns of a mask in the order of these keys."""
+        if self.columns is None:
+            return pairs
+        return jnp.take_along_axis(pairs, self.columns[:, None, None], axis=-1)
+
+
+def _own_keys(read: _Tokens) -> _Keys:
+    """The tokens of the call, where there is no past."""
+    arrived = causal_mask(read.real.shape[1])[None] & read.real[:, None, :]
+    return _Keys(read.order, read.positions, read.segments, arrived, None)
+
+
+def _brought_forward(read: _Tokens, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """Returns the slot of each token, and the cache with its book-keeping done."""
+    room = cache.capacity
+    lengths = cache.lengths + read.real.sum(axis=1, dtype=jnp.int32)
+    if cache.endless:
+        slots = jnp.where(read.real, RingCache.slots(read.order, lengths, room), room)
+    else:
+        slots = jnp.where(read.real & (read.order < room), read.order, room)
+    after = dataclasses.replace(
+        cache,
+        lengths=lengths,
+        positions=_put(cache.positions, slots, read.positions),
+        segment_ids=_put(cache.segment_ids, slots, read.segments),
     )
-    return context, cache
+    return slots, after
+
+
+def _cached_keys(read: _Tokens, slots: jax.Array, after: KVCache) -> _Keys:
+    """All that is in the cache, the tokens of the call included."""
+    batch, keys = after.positions.shape
+    order = jnp.broadcast_to(jnp.arange(keys), (batch, keys))
+    arrived = order[:, None, :] <= read.order[:, :, None]
+    return _Keys(order, after.positions, after.segment_ids, arrived, slots)
+
+
+def _ring_keys(
+    read: _Tokens, slots: jax.Array, before: KVCache, after: KVCache, window: int
+) -> _Keys:
+    """A ring's tokens; where more than one is read, its old ones and then the new."""
+    alone = read.real.shape[1] == 1
+    held = after if alone else before
+    order = RingCache.orders(held.stored, window)  # [B, W]
+    columns = jnp.maximum(order, 0) % held.capacity
+    positions = jnp.take_along_axis(held.positions, columns, axis=1)
+    segments = jnp.take_along_axis(held.segment_ids, columns, axis=1)
+    there, kept = order >= 0, _has_room(read, after)
+    if not alone:
+        order = jnp.concatenate([order, read.order], axis=1)
+        columns = jnp.concatenate([columns, slots % held.capacity], axis=1)
+        positions = jnp.concatenate([positions, read.positions], axis=1)
+        segments = jnp.concatenate([segments, read.segments], axis=1)
+        there = jnp.concatenate([there, kept], axis=1)
+    arrived = there[:, None, :] & (order[:, None, :] <= read.order[:, :, None])
+    ring_slots = RingCache.slots(read.order, after.stored, window)
+    return _Keys(
+        order,
+        positions,
+        segments,
+        arrived,
+        jnp.where(kept, ring_slots, window),
+        columns,
+    )
+
+
+def _has_room(read: _Tokens, cache: KVCache) -> jax.Array:
+    """Returns which tokens of a call are stored by some layer: bool ``[B, T]``."""
+    return read.real if cache.endless else read.real & (read.order < cache.capacity)
 
 
 def _check_padding(real: jax.Array, batch: int, queries: int) -> None:
@@ -166,8 +263,15 @@ def _positions_in_segments(
     count = (same & before).sum(axis=-1, dtype=jnp.int32)
     if cache is None:
         return count
-    stored = jnp.arange(cache.capacity)[None] < cache.lengths[:, None]  # [B, S]
+    if cache.endless:
+        stored = RingCache.orders(cache.lengths, cache.capacity) >= 0  # [B, S]
+    else:
+        stored = jnp.arange(cache.capacity)[None] < cache.lengths[:, None]
     past = (segments[:, :, None] == cache.segment_ids[:, None, :]) & stored[:, None, :]
+    if cache.endless:
+        # Those of a segment that were written over can no longer be counted; the
+        # last of them tells how many there were.
+        return count + jnp.where(past, cache.positions[:, None] + 1, 0).max(axis=-1)
     return count + past.sum(axis=-1, dtype=jnp.int32)
 
 

@@ -8,7 +8,7 @@ from haiku_mqa.testing.check import check_attention, check_decoder
 from haiku_mqa.testing.law import Law, LawResult, Report, try_law
 from haiku_mqa.testing.laws import ATTENTION_LAWS, DECODER_LAWS
 from haiku_mqa.testing.reference import reference_logits
-from haiku_mqa.testing.subject import Subject
+from haiku_mqa.testing.subject import Remembering, Subject
 
 __all__ = [
     "ATTENTION_LAWS",
@@ -16,6 +16,7 @@ __all__ = [
     "DECODER_LAWS",
     "Law",
     "LawResult",
+    "Remembering",
     "Report",
     "Subject",
     "check_attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,12 +11,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_mqa.cache import Int8Array, KVCache
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Model
 
 BATCH = 3
 LENGTH = 12
 CAPACITY = 14  # of the cache, in tokens: more than are ever written
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembering(Model):
+    """A model whose caches are of another form than a static one.
+
+    Attributes:
+      config: What the decoder is.
+      ring: Whether layers with a window keep no more than their window.
+      cache_dtype: Of keys and values; the config's ``dtype`` if ``None``.
+
+    Example:
+      >>> from haiku_mqa.testing import BUCKETS
+      >>> model = Remembering(BUCKETS["stretched"], ring=True)  # a window of 6
+      >>> model.init_cache(1, 64).layers[0].keys.shape
+      (1, 1, 6, 8)
+    """
+
+    ring: bool = False
+    cache_dtype: str | None = None
+
+    def init_cache(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        dtype: jax.typing.DTypeLike | None = None,
+        *,
+        ring: bool = False,
+    ) -> KVCache:
+        """Returns an empty cache of the form.
+
+        Args:
+          batch_size: B, rows.
+          max_length: S, room for each row in tokens; the config's if ``None``.
+          dtype: Of keys and values; the form's if ``None``.
+          ring: Whether there are rings in any case.
+
+        Returns:
+          The cache.
+        """
+        return super().init_cache(
+            batch_size, max_length, dtype or self.cache_dtype, ring=ring or self.ring
+        )
 
 
 class Subject:
@@ -68,7 +113,16 @@ class Subject:
         """The decoder as this package's ``Model``; only where it has such a config."""
         if self.config is None:
             raise ValueError("the decoder's config is not a DecoderConfig")
-        return Model(self.config)
+        ours = isinstance(self.decoder, Model)
+        return self.decoder if ours else Model(self.config)
+
+    @functools.cached_property
+    def is_coarse(self) -> bool:
+        """Whether the cache is in int8, and so rounds what it remembers."""
+        cache = self.empty_cache()
+        return isinstance(cache, KVCache) and isinstance(
+            cache.layers[0].keys, Int8Array
+        )
 
     def tokens(self, seed: int, rows: int = BATCH, length: int = LENGTH) -> np.ndarray:
         """Returns random tokens, int32 ``[rows, length]``."""

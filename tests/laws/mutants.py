@@ -16,17 +16,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import haiku_mqa as hm
 from haiku_mqa import cache as cache_room
+from haiku_mqa.generation import Prefix
 from haiku_mqa.modules import attention as attention_module
 from haiku_mqa.modules import context as context_module
 from haiku_mqa.modules import language_model
 from haiku_mqa.ops import attention as attention_op
+from haiku_mqa.testing import BUCKETS, Subject
+from tests.laws.forms import FORMS
 
 _attend = attention_op.multi_query_attention
 _exponentials = attention_op._exponentials
 _make_context = context_module.make_context
 _rotate = attention_module.apply_rotary
 _write = cache_room.LayerCache.write
+_ring_slots = cache_room.RingCache.slots
+_ring_orders = cache_room.RingCache.orders
+_rows = cache_room.KVCache.rows
+_prefix_rows = Prefix.rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +45,19 @@ class Mutant:
       bucket: The config it is planted in.
       killers: Laws of which each must be broken.
       patches: Where, by module and name, and what stands there instead.
+      form: What its caches are, where it is not the static one.
     """
 
-    bucket: str
+    bucket: str | None
     killers: tuple[str, ...]
     patches: tuple[tuple[Any, str, Callable[..., Any]], ...]
+    form: str | None = None
+
+    def subject(self, params: Any = None) -> Subject:
+        """Returns what the laws are to test; planted or not, by when it is called."""
+        if self.form is not None:
+            return Subject(FORMS[self.form], params)
+        return Subject(hm.build(BUCKETS[self.bucket]), params)
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -138,12 +154,58 @@ def _ignoring_segments(tokens, **arguments):
 
 def _sliding_back(self, slots, keys, values):
     """A write past the end lands on the last slot, over history."""
-    return _write(self, jnp.minimum(slots, self.keys.shape[1] - 1), keys, values)
+    return _write(self, jnp.minimum(slots, self.keys.shape[2] - 1), keys, values)
 
 
 def _stale_slot(self, slots, keys, values):
     """The first slot is never written."""
-    return _write(self, jnp.where(slots == 0, self.keys.shape[1], slots), keys, values)
+    return _write(self, jnp.where(slots == 0, self.keys.shape[2], slots), keys, values)
+
+
+def _stale_ring(orders, lengths, window):
+    """The first slot of a ring keeps the first token that it was given."""
+    slots = _ring_slots(orders, lengths, window)
+    return jnp.where((slots == 0) & (orders > 0), window, slots)
+
+
+def _short_ring(orders, lengths, window):
+    """A call adds fewer tokens to a ring than a window later sees."""
+    kept = orders >= lengths[:, None] - (window - 2)
+    return jnp.where(kept, orders % window, window)
+
+
+def _misread_ring(lengths, window):
+    """The slots of a ring are taken for those of the tokens before."""
+    return _ring_orders(jnp.maximum(lengths - 1, 0), window)
+
+
+def _neighbours_scale(self, dtype):
+    """Each token is read by the scale of the one before."""
+    scales = jnp.roll(self.scales, 1, axis=1)
+    return (self.numbers.astype(jnp.float32) * scales[..., None]).astype(dtype)
+
+
+def _one_scale(cls, x):
+    """The scale of a head serves all heads of its token; the rest is cut off."""
+    scales = jnp.abs(x[..., :1, :]).max(axis=-1) / 127  # [B, T, 1]
+    numbers = jnp.clip(jnp.round(x / scales[..., None]), -127, 127)
+    return cls(numbers.astype(jnp.int8), jnp.broadcast_to(scales, x.shape[:-1]))
+
+
+def _first_rows(self, indices):
+    """The rows of a cache stay in their order, whichever are asked for."""
+    return _rows(self, range(len(indices)))
+
+
+def _remembering(self, lengths):
+    """Nothing is rolled back."""
+    return self
+
+
+def _shortened(self, batch_size, max_length):
+    """What follows a prefix is written over its last token."""
+    cache = _prefix_rows(self, batch_size, max_length)
+    return dataclasses.replace(cache, lengths=cache.lengths - 1)
 
 
 def _untied(self, x, embed):
@@ -159,6 +221,7 @@ def _clamping(self, ids, dtype):
 
 _CONTEXT = (language_model, "make_context")
 _WRITE = (cache_room.LayerCache, "write")
+_RING = (cache_room.RingCache,)
 
 MUTANTS: dict[str, Mutant] = {
     "tile for repeat": Mutant("grouped", ("reference",), _attention(_tile)),
@@ -201,6 +264,51 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a stale slot in the cache": Mutant(
         "plain", ("chunks", "ragged chunks"), ((*_WRITE, _stale_slot),)
+    ),
+    "a stale slot in a ring": Mutant(
+        None,
+        ("chunks", "ragged chunks", "overflow"),
+        ((*_RING, "slots", staticmethod(_stale_ring)),),
+        "ring, every layer",
+    ),
+    "a stale slot in the ring of one layer": Mutant(
+        None,
+        ("chunks", "ragged chunks"),
+        ((*_RING, "slots", staticmethod(_stale_ring)),),
+        "ring, one layer of two",
+    ),
+    "a ring forgets the last token of its window": Mutant(
+        None,
+        ("chunks",),
+        ((*_RING, "slots", staticmethod(_short_ring)),),
+        "ring, one layer of two",
+    ),
+    "a ring takes a token for its neighbour": Mutant(
+        None,
+        ("chunks", "packed chunks"),
+        ((*_RING, "orders", staticmethod(_misread_ring)),),
+        "ring, one layer of two",
+    ),
+    "int8 by the scale of another token": Mutant(
+        None,
+        ("chunks",),
+        ((cache_room.Int8Array, "astype", _neighbours_scale),),
+        "int8",
+    ),
+    "int8 by the scale of another head": Mutant(
+        None,
+        ("chunks",),
+        ((cache_room.Int8Array, "of", classmethod(_one_scale)),),
+        "int8",
+    ),
+    "rows of a cache in the wrong order": Mutant(
+        "plain", ("rows",), ((cache_room.KVCache, "rows", _first_rows),)
+    ),
+    "a cache does not roll back": Mutant(
+        "plain", ("roll back",), ((cache_room.KVCache, "rolled_back", _remembering),)
+    ),
+    "a prefix loses its last token": Mutant(
+        "plain", ("prefix",), ((Prefix, "rows", _shortened),)
     ),
     "output matrix not tied": Mutant(
         "plain",

@@ -6,16 +6,14 @@ import functools
 
 import pytest
 
-import haiku_mqa as hm
 from haiku_mqa.testing import (
     ATTENTION_LAWS,
-    BUCKETS,
     DECODER_LAWS,
     Law,
     Subject,
     try_law,
 )
-from tests.laws.mutants import ATTENTION_MUTANTS, MUTANTS
+from tests.laws.mutants import ATTENTION_MUTANTS, MUTANTS, Mutant
 
 EXAMPLES = 25
 
@@ -25,18 +23,18 @@ def law_named(laws: tuple[Law, ...], name: str) -> Law:
 
 
 @functools.lru_cache
-def good(bucket: str) -> Subject:
+def good(bucket: str | None, form: str | None) -> Subject:
     """The subject without a mutant; its parameters serve the mutants too."""
-    return Subject(hm.build(BUCKETS[bucket]))
+    return Mutant(bucket, (), (), form).subject()
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_decoder_mutant_is_killed(name, record_kill):
     mutant = MUTANTS[name]
-    params = good(mutant.bucket).params
+    params = good(mutant.bucket, mutant.form).params
     with mutant.planted():
         for killer in mutant.killers:
-            subject = Subject(hm.build(BUCKETS[mutant.bucket]), params)
+            subject = mutant.subject(params)
             result = try_law(law_named(DECODER_LAWS, killer), subject, EXAMPLES)
             assert not result.passed, f"{name} survives the law {killer}"
             assert law_named(DECODER_LAWS, killer).statement in result.message
@@ -53,9 +51,9 @@ def test_attention_mutant_is_killed(name, record_kill):
 
 
 @pytest.mark.parametrize(
-    ("bucket", "killer"),
-    sorted({(m.bucket, k) for m in MUTANTS.values() for k in m.killers}),
+    ("bucket", "form", "killer"),
+    dict.fromkeys((m.bucket, m.form, k) for m in MUTANTS.values() for k in m.killers),
 )
-def test_killer_holds_where_no_mutant_is_planted(bucket, killer):
+def test_killer_holds_where_no_mutant_is_planted(bucket, form, killer):
     law = law_named(DECODER_LAWS, killer)
-    assert try_law(law, good(bucket), EXAMPLES).passed
+    assert try_law(law, good(bucket, form), EXAMPLES).passed

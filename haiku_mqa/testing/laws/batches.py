@@ -9,7 +9,15 @@ import numpy as np
 from hypothesis import strategies as st
 
 from haiku_mqa.testing.law import Law
-from haiku_mqa.testing.laws.common import CLOSE, cuts, gap, only, places, seeds
+from haiku_mqa.testing.laws.common import (
+    CLOSE,
+    COARSE,
+    cuts,
+    gap,
+    only,
+    places,
+    seeds,
+)
 from haiku_mqa.testing.subject import BATCH, LENGTH, Subject
 
 _borders = st.sets(st.integers(1, LENGTH - 1), max_size=4).map(sorted)
@@ -130,6 +138,7 @@ BATCH_LAWS: tuple[Law, ...] = (
         name="packed chunks",
         statement="Packed segments may be read in chunks, too.",
         tolerance=CLOSE,
+        coarse=COARSE,
         cases=only(st.tuples(seeds, _borders, cuts)),
         error=_packed_chunks,
     ),

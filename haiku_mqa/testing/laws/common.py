@@ -13,6 +13,7 @@ from haiku_mqa.testing.subject import LENGTH, Subject
 
 INF = float("inf")
 CLOSE = 1e-5
+COARSE = 0.25  # of logits, where the cache is in int8
 SIZES = (1, 2, 5)  # lengths of whole chunks: three programs serve every way of cutting
 
 seeds = st.integers(0, 2**31 - 1)
@@ -32,7 +33,7 @@ def only(strategy: st.SearchStrategy[Any]) -> Callable[[Any], Any]:
     return lambda subject: strategy
 
 
-def _fill(sizes: Sequence[int]) -> list[int]:
+def fill(sizes: Sequence[int]) -> list[int]:
     """Takes sizes until the length is reached; the rest of it one by one."""
     taken: list[int] = []
     for size in sizes:
@@ -41,7 +42,7 @@ def _fill(sizes: Sequence[int]) -> list[int]:
     return taken + [1] * (LENGTH - sum(taken))
 
 
-cuts = st.lists(st.sampled_from(SIZES), min_size=LENGTH, max_size=LENGTH).map(_fill)
+cuts = st.lists(st.sampled_from(SIZES), min_size=LENGTH, max_size=LENGTH).map(fill)
 
 
 def is_ours(subject: Subject) -> bool:
@@ -52,6 +53,12 @@ def is_ours(subject: Subject) -> bool:
 def has_our_cache(subject: Subject) -> bool:
     """Whether the cache is a ``KVCache``."""
     return isinstance(subject.empty_cache(), KVCache)
+
+
+def can_roll_back(subject: Subject) -> bool:
+    """Whether the cache is a ``KVCache`` that keeps all tokens."""
+    cache = subject.empty_cache()
+    return isinstance(cache, KVCache) and not cache.windows
 
 
 def has_relative_positions(subject: Subject) -> bool:
