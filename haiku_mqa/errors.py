@@ -35,6 +35,26 @@ class PluginError(RuntimeError):
     """
 
 
+class EngineFull(RuntimeError):
+    """A request that came while as many as may were waiting; it can come again.
+
+    Example:
+      >>> raise EngineFull("64 requests wait already")
+      Traceback (most recent call last):
+      haiku_mqa.errors.EngineFull: 64 requests wait already
+    """
+
+
+class EngineStopped(RuntimeError):
+    """A request that came after its engine was told to stop.
+
+    Example:
+      >>> raise EngineStopped("the engine is stopped")
+      Traceback (most recent call last):
+      haiku_mqa.errors.EngineStopped: the engine is stopped
+    """
+
+
 def unknown_name(field: str, value: str, allowed: Iterable[str]) -> ValueError:
     """Returns the error for a name that is not among those allowed.
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from haiku_mqa.checks import check_params
-from haiku_mqa.generation.loop import CHUNK, Settings, decode, prefill
-from haiku_mqa.generation.sampling import Dials, Sampling
+from haiku_mqa.generation._request import AllowedTokens, checked_request
+from haiku_mqa.generation._rows import FinishReason, Row, bucket, steps
+from haiku_mqa.generation.loop import CHUNK
+from haiku_mqa.generation.sampling import Sampling
+from haiku_mqa.generation.stop import StopStrings
 from haiku_mqa.model import Model, Params
+from haiku_mqa.text import AnyTokenizer
 
-FinishReason = Literal["end", "length"]
+__all__ = ["FinishReason", "GenerationResult", "bucket", "generate", "stream"]
+
+_CHUNK_TO_STOP = 8  # tokens; those after a stop string are computed for nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +25,15 @@ class GenerationResult:
     """What was generated.
 
     Attributes:
-      tokens: One list of new tokens for each prompt, ragged; the prompt and the end
-        token are not among them.
-      finish_reasons: For each prompt ``"end"`` where an end token came, ``"length"``
-        where ``max_new_tokens`` did.
+      tokens: One list of new tokens for each row, ragged; the prompt and the end
+        token are not among them. Rows are prompts, or with ``num_samples`` the
+        samples of the first prompt, those of the second, and so on.
+      finish_reasons: For each row ``"end"`` where an end token came, ``"stop"`` where
+        a stop string did, ``"length"`` where ``max_new_tokens`` did.
+      logprobs: The log-probability of each token in the model's own distribution,
+        whatever the sampling; ``None`` where nobody asked.
+      texts: What each row says, cut before its stop string; ``None`` where no
+        tokenizer was given.
 
     Example:
       >>> GenerationResult(tokens=[[5, 6], []], finish_reasons=["length", "end"]).tokens
@@ -35,6 +42,8 @@ class GenerationResult:
 
     tokens: list[list[int]]
     finish_reasons: list[FinishReason]
+    logprobs: list[list[float]] | None = None
+    texts: list[str] | None = None
 
 
 def generate(
@@ -43,9 +52,14 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
     rng: jax.Array | None = None,
     end_tokens: Sequence[int] = (),
+    num_samples: int = 1,
+    logprobs: bool = False,
+    stop: Sequence[str] = (),
+    tokenizer: AnyTokenizer | None = None,
+    allowed_tokens: AllowedTokens | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> GenerationResult:
     """Continues prompts of any lengths, as one batch.
@@ -59,15 +73,25 @@ def generate(
       params: Its parameters.
       prompts: One list of token ids for each row, none empty.
       max_new_tokens: How many tokens a row gets at most.
-      sampling: How tokens are chosen; greedy if ``None``.
+      sampling: How tokens are chosen: one ``Sampling``, or one for each prompt;
+        greedy if ``None``.
       rng: PRNG key, needed unless the choice is greedy. One key serves every row, so
         that a row's tokens depend on its prompt and the key alone, and equal prompts
-        get equal tokens; an array of keys ``[B]`` gives each row its own.
+        get equal tokens; an array of keys, one a prompt, gives each its own.
       end_tokens: A row ends where it chooses one of these.
+      num_samples: How many rows each prompt becomes. It is read once, and the first
+        row is the one that it would be alone.
+      logprobs: Whether the result has log-probabilities.
+      stop: Texts of which the first to come ends a row, wherever its tokens begin
+        and end. The token that completes it is the row's last.
+      tokenizer: Says what tokens say; needed with ``stop``.
+      allowed_tokens: Called with row and its new tokens before each choice; returns
+        the ids that may come next, or ``None`` for all. An end token comes only
+        where it is among them.
       on_token: Called with row and token as each is chosen.
 
     Returns:
-      The new tokens of each prompt, and why each ended.
+      The new tokens of each row, why each ended, and what else was asked for.
 
     Raises:
       ValueError: A prompt is empty, holds an id out of range, or leaves no room for
@@ -83,7 +107,8 @@ def generate(
       >>> [len(tokens) for tokens in result.tokens], result.finish_reasons
       ([5, 5], ['length', 'length'])
     """
-    steps = stream(
+    by_token = on_token is not None or allowed_tokens is not None
+    request = checked_request(
         model,
         params,
         prompts,
@@ -91,18 +116,25 @@ def generate(
         sampling=sampling,
         rng=rng,
         end_tokens=end_tokens,
-        chunk=1 if on_token else CHUNK,
+        num_samples=num_samples,
+        stop=stop,
+        tokenizer=tokenizer,
+        allowed_tokens=allowed_tokens,
+        chunk=1 if by_token else _CHUNK_TO_STOP if len(stop) else CHUNK,
+        with_logprobs=logprobs,
     )
-    tokens: list[list[int]] = [[] for _ in prompts]
-    for step in steps:
+    rows = [Row() for _ in range(request.num_rows)]
+    for step in steps(request, rows):
         for row, new in enumerate(step):
-            tokens[row].extend(new)
             for token in new if on_token else ():
                 on_token(row, token)  # type: ignore[misc]
-    reasons: list[FinishReason] = [
-        "length" if len(row) == max_new_tokens else "end" for row in tokens
-    ]
-    return GenerationResult(tokens, reasons)
+    texts = StopStrings(stop, tokenizer) if tokenizer is not None else None
+    return GenerationResult(
+        tokens=[row.tokens for row in rows],
+        finish_reasons=[row.reason or "length" for row in rows],
+        logprobs=[row.logprobs for row in rows] if logprobs else None,
+        texts=[texts.text(row.tokens) for row in rows] if texts else None,
+    )
 
 
 def stream(
@@ -111,9 +143,13 @@ def stream(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
     rng: jax.Array | None = None,
     end_tokens: Sequence[int] = (),
+    num_samples: int = 1,
+    stop: Sequence[str] = (),
+    tokenizer: AnyTokenizer | None = None,
+    allowed_tokens: AllowedTokens | None = None,
     chunk: int = 1,
 ) -> Iterator[list[list[int]]]:
     """Yields new tokens as they are chosen.
@@ -126,6 +162,10 @@ def stream(
       sampling: See ``generate``.
       rng: See ``generate``.
       end_tokens: See ``generate``.
+      num_samples: See ``generate``.
+      stop: See ``generate``. Tokens that begin a stop string are given as they come.
+      tokenizer: See ``generate``.
+      allowed_tokens: See ``generate``; ``chunk`` must be 1.
       chunk: How many tokens are chosen between two yields, up to 32. The tokens are
         the same whatever it is.
 
@@ -145,144 +185,18 @@ def stream(
       >>> [len(step[0]) for step in steps]
       [1, 1, 1]
     """
-    sampling = sampling or Sampling(temperature=0.0)
-    _check_request(model, prompts, max_new_tokens, sampling, rng, end_tokens, chunk)
-    check_params(params, model.param_shapes)
-    settings = Settings(
-        dials=Dials.of(sampling),
-        rngs=None if sampling.is_greedy else _row_rngs(rng, len(prompts)),
-        end_tokens=jnp.asarray(list(end_tokens), jnp.int32),
+    request = checked_request(
+        model,
+        params,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        rng=rng,
+        end_tokens=end_tokens,
+        num_samples=num_samples,
+        stop=stop,
+        tokenizer=tokenizer,
+        allowed_tokens=allowed_tokens,
+        chunk=chunk,
     )
-    return _steps(model, params, prompts, max_new_tokens, settings, chunk)
-
-
-def bucket(length: int) -> int:
-    """Returns the padded length for a length: a power of two, or three quarters of one.
-
-    Args:
-      length: In tokens, >= 1.
-
-    Returns:
-      The least bucket of at least ``length``, and at least 16.
-
-    Example:
-      >>> [bucket(length) for length in (1, 17, 25, 100, 130)]
-      [16, 24, 32, 128, 192]
-    """
-    power = 16
-    while power < length:
-        power *= 2
-    return max(16, power * 3 // 4 if power * 3 // 4 >= length else power)
-
-
-def _steps(
-    model: Model,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    settings: Settings,
-    chunk: int,
-) -> Iterator[list[list[int]]]:
-    # NumPy weights would be copied to the device at every call.
-    params = jax.device_put(params)
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    longest = int(lengths.max())
-    tokens = np.zeros((len(prompts), bucket(longest)), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    cache = model.init_cache(len(prompts), bucket(longest + max_new_tokens))
-
-    state = prefill(model, params, tokens, lengths, cache, settings)
-    ends = set(np.asarray(settings.end_tokens).tolist())
-    yield _new_tokens(np.asarray(state.token)[:, None], ends)
-    left = max_new_tokens - 1
-    while left > 0 and not bool(state.finished.all()):
-        count = min(chunk, left)
-        state, chosen = decode(model, params, state, jnp.int32(count), settings)
-        yield _new_tokens(np.asarray(chosen)[:, :count], ends)
-        left -= count
-
-
-def _new_tokens(chosen: np.ndarray, ends: set[int]) -> list[list[int]]:
-    if (chosen == -1).any():
-        row = int((chosen == -1).any(axis=1).argmax())
-        raise FloatingPointError(
-            f"the logits of row {row} are NaN; check the parameters with "
-            "haiku_mqa.checks.check_finite"
-        )
-    return [[int(t) for t in row if t >= 0 and t not in ends] for row in chosen]
-
-
-def _row_rngs(rng: jax.Array | None, rows: int) -> jax.Array:
-    keys = jnp.asarray(rng)
-    is_key = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    if not is_key and keys.dtype != jnp.uint32:
-        raise ValueError(
-            f"rng must be PRNG keys, as jax.random.key(seed) makes them, got {rng!r}"
-        )
-    if not is_key:
-        keys = jax.random.wrap_key_data(keys)
-    if keys.ndim == 0:
-        return jnp.broadcast_to(keys, (rows,))
-    if keys.shape != (rows,):
-        raise ValueError(
-            f"rng must be one PRNG key, or one for each of {rows} prompts, "
-            f"got shape {list(keys.shape)}"
-        )
-    return keys
-
-
-def _check_request(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sampling,
-    rng: jax.Array | None,
-    end_tokens: Sequence[int],
-    chunk: int,
-) -> None:
-    config = model.config
-    if (
-        isinstance(max_new_tokens, bool)
-        or not isinstance(max_new_tokens, int | np.integer)
-        or max_new_tokens < 1
-    ):
-        raise ValueError(
-            f"max_new_tokens must be a whole number >= 1, got {max_new_tokens}"
-        )
-    if not 1 <= chunk <= CHUNK:
-        raise ValueError(f"chunk must be from 1 to {CHUNK}, got {chunk}")
-    if not sampling.is_greedy and rng is None:
-        raise ValueError(
-            f"rng must be given where temperature is above 0, got temperature = "
-            f"{sampling.temperature}"
-        )
-    if not len(prompts):
-        raise ValueError("prompts must hold at least one prompt, got none")
-    for row, prompt in enumerate(prompts):
-        name = f"prompts[{row}]"
-        if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
-            raise ValueError(
-                f"{name} must be a list of token ids, got {prompt!r}; a single "
-                "prompt is a list of one list"
-            )
-        if not len(prompt):
-            raise ValueError(f"{name} must hold at least one token id, and is empty")
-        _check_ids(name, prompt, config.vocab_size)
-        if len(prompt) + max_new_tokens > config.max_length:
-            raise ValueError(
-                f"{name} has {len(prompt)} tokens and max_new_tokens is "
-                f"{max_new_tokens}: together more than max_length = "
-                f"{config.max_length}"
-            )
-    _check_ids("end_tokens", end_tokens, config.vocab_size)
-
-
-def _check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
-    for place, token in enumerate(ids):
-        whole = isinstance(token, int | np.integer)
-        if not whole or not 0 <= token < vocab_size:
-            raise ValueError(
-                f"{name} must hold ids from 0 to {vocab_size - 1} (vocab_size = "
-                f"{vocab_size}), got {token} at {place}"
-            )
+    return steps(request, [Row() for _ in range(request.num_rows)])

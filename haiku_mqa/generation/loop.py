@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.cache import KVCache
-from haiku_mqa.generation.sampling import Dials, choose
+from haiku_mqa.generation.sampling import Counts, Dials, choose
 from haiku_mqa.model import Model, Params
+from haiku_mqa.ops import kept_quantized
 
 CHUNK = 32  # decode steps between two looks by the host, in tokens
 
@@ -23,29 +24,49 @@ class State(NamedTuple):
       token: int32 ``[B]``, chosen last and not yet read.
       chosen: int32, how many tokens were chosen so far.
       finished: bool ``[B]``, rows that reached an end token, or whose logits broke.
+      counts: Which tokens each row holds; ``None`` where no penalty is on.
+      logprob: float32 ``[B]``, of ``token``; ``None`` where nobody asked.
     """
 
     cache: KVCache
     token: jax.Array
     chosen: jax.Array
     finished: jax.Array
+    counts: Counts | None = None
+    logprob: jax.Array | None = None
 
 
 class Settings(NamedTuple):
-    """What stays the same through a call, as arrays.
+    """How tokens are chosen, as arrays.
 
     Attributes:
       dials: How to choose.
       rngs: PRNG keys ``[B]``; ``None`` where the choice is greedy.
       end_tokens: int32 ``[E]``.
+      allowed: bool ``[B, V]``, which tokens may be chosen; all if ``None``.
     """
 
     dials: Dials
     rngs: jax.Array | None
     end_tokens: jax.Array
+    allowed: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+class Chosen(NamedTuple):
+    """What one call of ``decode`` chose.
+
+    Attributes:
+      tokens: int32 ``[B, CHUNK]``; -2 where none was chosen.
+      logprobs: float32 ``[B, CHUNK]``; ``None`` where nobody asked.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array | None
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "with_logprobs"), donate_argnames="cache"
+)
 def prefill(
     model: Model,
     params: Params,
@@ -53,6 +74,7 @@ def prefill(
     lengths: jax.Array,
     cache: KVCache,
     settings: Settings,
+    with_logprobs: bool = False,
 ) -> State:
     """Reads right-padded prompts and chooses the first token of each row.
 
@@ -63,17 +85,68 @@ def prefill(
       lengths: int32 ``[B]``, how many tokens of each row are real, >= 1.
       cache: Empty, with room; donated.
       settings: How to choose.
+      with_logprobs: Whether the state keeps the log-probability of each token.
 
     Returns:
       The state after one new token a row.
     """
-    real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    out = model.apply(
-        params, None, tokens, mask=real, cache=cache, logits_at=lengths[:, None] - 1
-    )
-    count = jnp.zeros((), jnp.int32)
-    token = _choose(out.logits[:, 0], count, settings)
-    return State(out.cache or cache, token, count + 1, _ends(token, settings))
+    logits, cache = _read(model, params, tokens, lengths, cache)
+    counts = _counted(tokens, lengths, logits, settings)
+    return _begun(logits, cache, counts, settings, with_logprobs)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def read(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    cache: KVCache,
+) -> tuple[jax.Array, KVCache]:
+    """Reads right-padded prompts and chooses nothing.
+
+    Args:
+      model: As ``prefill``; likewise the rest.
+      params: See there.
+      tokens: See there.
+      lengths: See there.
+      cache: See there.
+
+    Returns:
+      The logits after each prompt, float32 ``[B, V]``, and the cache.
+    """
+    return _read(model, params, tokens, lengths, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("samples", "with_logprobs"))
+def begin(
+    logits: jax.Array,
+    cache: KVCache,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    settings: Settings,
+    samples: int,
+    with_logprobs: bool = False,
+) -> State:
+    """Chooses the first token of several rows a prompt, of which each was read once.
+
+    Args:
+      logits: float32 ``[P, V]``, as ``read`` returned them.
+      cache: What ``read`` returned with them.
+      tokens: int32 ``[P, T]``, the prompts.
+      lengths: int32 ``[P]``, of the prompts.
+      settings: How to choose; B is P times ``samples``.
+      samples: How many rows each prompt becomes; they follow one another.
+      with_logprobs: As ``prefill``.
+
+    Returns:
+      The state after one new token a row.
+    """
+    repeated = functools.partial(jnp.repeat, repeats=samples, axis=0)
+    logits, tokens, lengths = map(repeated, (logits, tokens, lengths))
+    counts = _counted(tokens, lengths, logits, settings)
+    cache = jax.tree.map(repeated, cache)
+    return _begun(logits, cache, counts, settings, with_logprobs)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
@@ -83,7 +156,7 @@ def decode(
     state: State,
     steps: jax.Array,
     settings: Settings,
-) -> tuple[State, jax.Array]:
+) -> tuple[State, Chosen]:
     """Chooses up to ``steps`` more tokens a row, in one compiled loop.
 
     Args:
@@ -91,43 +164,102 @@ def decode(
       params: Its parameters.
       state: As ``prefill`` or ``decode`` left it; donated.
       steps: int32, at most ``CHUNK``; an array, so that any number is one program.
-      settings: How to choose.
+      settings: How to choose; of what is ``allowed`` the first step alone is sure.
 
     Returns:
-      The state, and the new tokens int32 ``[B, CHUNK]``; -2 where none was chosen.
+      The state, and the new tokens.
     """
 
-    def unfinished(carry: tuple[State, jax.Array, jax.Array]) -> jax.Array:
+    def unfinished(carry: tuple[State, Chosen, jax.Array]) -> jax.Array:
         state, _, step = carry
         return (step < steps) & ~state.finished.all()
 
     def advance(
-        carry: tuple[State, jax.Array, jax.Array],
-    ) -> tuple[State, jax.Array, jax.Array]:
+        carry: tuple[State, Chosen, jax.Array],
+    ) -> tuple[State, Chosen, jax.Array]:
         state, chosen, step = carry
+        weights, token = kept_quantized(params, state.token)
         # A finished row reads nothing: its cache and its length stay as they are.
-        read = jnp.maximum(state.token, 0)[:, None]
+        read = jnp.maximum(token, 0)[:, None]
         going = ~state.finished
-        out = model.apply(params, None, read, mask=going[:, None], cache=state.cache)
-        token = _choose(out.logits[:, 0], state.chosen, settings)
+        out = model.apply(weights, None, read, mask=going[:, None], cache=state.cache)
+        token, logprob = _choose(out.logits[:, 0], state.chosen, settings, state.counts)
         token = jnp.where(going, token, -2)
         finished = state.finished | _ends(token, settings)
-        state = State(out.cache or state.cache, token, state.chosen + 1, finished)
-        return state, chosen.at[:, step].set(token), step + 1
+        tokens, logprobs = chosen.tokens.at[:, step].set(token), chosen.logprobs
+        if logprobs is not None:
+            logprobs = logprobs.at[:, step].set(logprob)
+        state = State(
+            cache=out.cache or state.cache,
+            token=token,
+            chosen=state.chosen + 1,
+            finished=finished,
+            counts=None if state.counts is None else state.counts.plus(token),
+            logprob=None if state.logprob is None else logprob,
+        )
+        return state, Chosen(tokens, logprobs), step + 1
 
-    chosen = jnp.full((state.token.shape[0], CHUNK), -2, jnp.int32)
+    size = (state.token.shape[0], CHUNK)
+    none = Chosen(
+        jnp.full(size, -2, jnp.int32),
+        None if state.logprob is None else jnp.zeros(size, jnp.float32),
+    )
     state, chosen, _ = jax.lax.while_loop(
-        unfinished, advance, (state, chosen, jnp.zeros((), jnp.int32))
+        unfinished, advance, (state, none, jnp.zeros((), jnp.int32))
     )
     return state, chosen
 
 
-def _choose(logits: jax.Array, count: jax.Array, settings: Settings) -> jax.Array:
-    if settings.rngs is None:
-        return choose(logits, settings.dials, None)
-    # A row's n-th token depends on its own key and n, not on who sits beside it.
-    rngs = jax.vmap(jax.random.fold_in, in_axes=(0, None))(settings.rngs, count)
-    return choose(logits, settings.dials, rngs)
+def _read(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    cache: KVCache,
+) -> tuple[jax.Array, KVCache]:
+    real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+    out = model.apply(
+        params, None, tokens, mask=real, cache=cache, logits_at=lengths[:, None] - 1
+    )
+    return out.logits[:, 0], out.cache or cache
+
+
+def _counted(
+    tokens: jax.Array, lengths: jax.Array, logits: jax.Array, settings: Settings
+) -> Counts | None:
+    if not settings.dials.needs_counts:
+        return None
+    real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+    return Counts.of(tokens, real, logits.shape[-1])
+
+
+def _begun(
+    logits: jax.Array,
+    cache: KVCache,
+    counts: Counts | None,
+    settings: Settings,
+    with_logprobs: bool,
+) -> State:
+    count = jnp.zeros((), jnp.int32)
+    token, logprob = _choose(logits, count, settings, counts)
+    return State(
+        cache=cache,
+        token=token,
+        chosen=count + 1,
+        finished=_ends(token, settings),
+        counts=None if counts is None else counts.plus(token),
+        logprob=logprob if with_logprobs else None,
+    )
+
+
+def _choose(
+    logits: jax.Array, count: jax.Array, settings: Settings, counts: Counts | None
+) -> tuple[jax.Array, jax.Array]:
+    rngs = settings.rngs
+    if rngs is not None:
+        # A row's n-th token depends on its own key and n, not on who sits beside it.
+        rngs = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rngs, count)
+    return choose(logits, settings.dials, rngs, counts, settings.allowed)
 
 
 def _ends(token: jax.Array, settings: Settings) -> jax.Array:

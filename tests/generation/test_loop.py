@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haiku_mqa import Sampling
 from haiku_mqa.generation.loop import CHUNK, Settings, State, decode, prefill
 from haiku_mqa.generation.sampling import Dials
 from tests.models import example, example_params, example_tokens
 
 NAME = "grouped"
 LENGTHS = np.array([3, 7], np.int32)
-GREEDY = Dials.of(Sampling(temperature=0.0))
+GREEDY = Dials()
 
 
 def _settings(*ends: int) -> Settings:
@@ -34,7 +33,7 @@ def _decoded(settings: Settings, steps: int) -> tuple[State, np.ndarray]:
         jnp.int32(steps),
         settings,
     )
-    return state, np.asarray(chosen)
+    return state, np.asarray(chosen.tokens)
 
 
 def test_prefill_reads_each_prompt_without_its_padding():
@@ -92,3 +91,13 @@ def test_decode_stops_where_every_row_has_finished():
     state, chosen = _decoded(_settings(*tokens), 8)
     assert (chosen == -2).all()
     assert state.cache.lengths.tolist() == LENGTHS.tolist()
+
+
+def test_what_nobody_asked_for_is_not_kept():
+    state = _prefilled(_settings())
+    assert state.counts is None
+    assert state.logprob is None
+    _, chosen = decode(
+        example(NAME), example_params(NAME), state, jnp.int32(2), _settings()
+    )
+    assert chosen.logprobs is None

@@ -29,7 +29,11 @@ SAMPLINGS = {
     "one": Sampling(top_k=1),
     "least": Sampling(top_p=1e-6),
     "whole": Sampling(top_k=V, top_p=1.0),
+    "min_p": Sampling(min_p=0.2),
+    "typical": Sampling(typical_p=0.6),
+    "every": Sampling(temperature=1.5, top_k=6, top_p=0.95, min_p=0.1, typical_p=0.8),
 }
+GREEDY = Sampling(temperature=0.0)
 
 distinct_logits = st.integers(0, 2**32 - 1).map(
     lambda seed: np.float32(2 * np.random.default_rng(seed).standard_normal(V))
@@ -37,20 +41,39 @@ distinct_logits = st.integers(0, 2**32 - 1).map(
 
 
 def _probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Temperature, then top-k, then top-p, in float64 and in words of one syllable."""
+    """Each filter after the other, in float64 and in words of one syllable."""
     scaled = np.asarray(logits, np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")[: sampling.top_k]
     weights = np.exp(scaled - scaled.max())
     share = weights[order] / weights[order].sum()
     before = np.cumsum(share) - share
     kept = order[before < (1.0 if sampling.top_p is None else sampling.top_p)]
+    kept = kept[weights[kept] >= (sampling.min_p or 0.0) * weights.max()]
+    share = weights[kept] / weights[kept].sum()
+    surprise = np.abs(-np.log(share) - (-share * np.log(share)).sum())
+    nearest = np.argsort(surprise, kind="stable")
+    before = np.cumsum(share[nearest]) - share[nearest]
+    kept = kept[nearest[before < (sampling.typical_p or 1.0)]]
     probabilities = np.zeros(len(logits))
     probabilities[kept] = weights[kept] / weights[kept].sum()
     return probabilities
 
 
+def _one(sampling: Sampling) -> Dials:
+    """Returns dials that serve every row."""
+    return Dials.of([sampling], V)
+
+
+def _tokens(logits, sampling: Sampling, rngs, **options) -> list[int]:
+    return _choose(logits, _one(sampling), rngs, **options)[0].tolist()
+
+
+_filtered = jax.jit(filtered)
+_choose = jax.jit(choose)
+
+
 def _log_probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    kept = filtered(jnp.asarray(logits)[None], Dials.of(sampling))
+    kept = _filtered(jnp.asarray(logits)[None], _one(sampling))
     return np.asarray(jax.nn.log_softmax(kept, axis=-1))[0]
 
 
@@ -59,7 +82,7 @@ def test_draws_follow_the_exact_probabilities(name):
     expected = _probabilities(LOGITS, SAMPLINGS[name])
     rngs = jax.random.split(jax.random.key(17), DRAWS)
     logits = jnp.broadcast_to(jnp.asarray(LOGITS), (DRAWS, V))
-    tokens = np.asarray(jax.jit(choose)(logits, Dials.of(SAMPLINGS[name]), rngs))
+    tokens = np.asarray(_choose(logits, _one(SAMPLINGS[name]), rngs)[0])
     counts = np.bincount(tokens, minlength=V)
     assert counts[expected == 0].sum() == 0
     possible = expected > 0
@@ -115,11 +138,11 @@ def test_equal_logits_are_kept_together():
 
 @given(logits=distinct_logits, seed=st.integers(0, 2**32 - 1))
 def test_greedy_takes_the_likeliest_and_needs_no_rng(logits, seed):
-    greedy = Dials.of(Sampling(temperature=0.0, top_k=2))
+    greedy = Sampling(temperature=0.0, top_k=2)
     rngs = jax.random.split(jax.random.key(seed), 1)
     for given_rngs in (None, rngs):
-        token = choose(jnp.asarray(logits)[None], greedy, given_rngs)
-        assert token.tolist() == [int(logits.argmax())]
+        token = _tokens(jnp.asarray(logits)[None], greedy, given_rngs)
+        assert token == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 0.01])
@@ -127,19 +150,19 @@ def test_greedy_takes_the_likeliest_and_needs_no_rng(logits, seed):
 def test_low_temperature_is_greedy_however_large_the_logits(temperature, scale):
     logits = scale * jnp.asarray([[-1.0, 0.0, 1.0, 0.5]])
     for top_p in (None, 0.9):
-        dials = Dials.of(Sampling(temperature=temperature, top_p=top_p))
+        sampling = Sampling(temperature=temperature, top_p=top_p)
         rngs = jax.random.split(jax.random.key(0), 1)
-        assert choose(logits, dials, rngs).tolist() == [2]
+        assert _tokens(logits, sampling, rngs) == [2]
 
 
 @pytest.mark.parametrize("name", [*SAMPLINGS, "greedy"])
 @pytest.mark.parametrize("broken", [[3], list(range(V))])
 def test_nan_logits_choose_no_token(name, broken):
-    sampling = SAMPLINGS.get(name, Sampling(temperature=0.0))
+    sampling = SAMPLINGS.get(name, GREEDY)
     logits = jnp.stack([jnp.asarray(LOGITS)] * 2)
     logits = logits.at[1, jnp.asarray(broken)].set(jnp.nan)
     rngs = jax.random.split(jax.random.key(0), 2)
-    tokens = choose(logits, Dials.of(sampling), rngs).tolist()
+    tokens = _tokens(logits, sampling, rngs)
     assert tokens[0] in range(V)
     assert tokens[1] == -1
 
@@ -148,37 +171,28 @@ def test_nan_logits_choose_no_token(name, broken):
 def test_forbidden_tokens_are_never_chosen(name):
     logits = jnp.full((500, V), -jnp.inf).at[:, 5].set(0.0)
     rngs = jax.random.split(jax.random.key(0), 500)
-    assert set(choose(logits, Dials.of(SAMPLINGS[name]), rngs).tolist()) == {5}
+    assert set(_tokens(logits, SAMPLINGS[name], rngs)) == {5}
 
 
 def test_a_row_depends_on_its_own_logits_and_key_alone():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, V)), jnp.float32)
     rngs = jax.random.split(jax.random.key(0), 6)
-    dials = Dials.of(SAMPLINGS["all"])
-    together = choose(logits, dials, rngs).tolist()
+    together = _tokens(logits, SAMPLINGS["all"], rngs)
     order = np.array([3, 1, 5, 0, 4, 2])
-    assert choose(logits[order], dials, rngs[order]).tolist() == [
-        together[row] for row in order
-    ]
+    turned = _tokens(logits[order], SAMPLINGS["all"], rngs[order])
+    assert turned == [together[row] for row in order]
     for row in range(6):
-        alone = choose(logits[row : row + 1], dials, rngs[row : row + 1])
-        assert alone.tolist() == [together[row]]
+        one = slice(row, row + 1)
+        assert _tokens(logits[one], SAMPLINGS["all"], rngs[one]) == [together[row]]
 
 
 def test_equal_keys_and_logits_choose_alike_and_other_keys_do_not():
     logits = jnp.zeros((2, 1000))
-    dials = Dials.of(Sampling())
     rng = jax.random.key(0)
-    same = choose(logits, dials, jnp.stack([rng, rng])).tolist()
-    other = choose(logits, dials, jax.random.split(rng, 2)).tolist()
+    same = _tokens(logits, Sampling(), jnp.stack([rng, rng]))
+    other = _tokens(logits, Sampling(), jax.random.split(rng, 2))
     assert same[0] == same[1]
     assert other[0] != other[1]
-
-
-def test_dials_that_are_off_cost_nothing_and_others_are_arrays():
-    assert Dials.of(Sampling(temperature=0.0, top_k=3)) == Dials(None, None, None)
-    assert Dials.of(Sampling()).top_k is None
-    assert all(isinstance(dial, jax.Array) for dial in Dials.of(SAMPLINGS["all"]))
 
 
 @pytest.mark.parametrize("value", [-1.0, -1e-9, 1e-6, math.inf, -math.inf, math.nan])
@@ -193,10 +207,55 @@ def test_sampling_refuses_a_top_k_that_is_no_whole_number(value):
         Sampling(top_k=value)
 
 
-@pytest.mark.parametrize("value", [0, -0.1, 1.01, math.nan])
-def test_sampling_refuses_a_top_p_that_is_no_share(value):
-    with pytest.raises(ValueError, match=r"top_p must be in \(0, 1\], got"):
-        Sampling(top_p=value)
+@pytest.mark.parametrize("name", ["top_p", "typical_p"])
+@pytest.mark.parametrize("value", [0, -0.1, 1.01, math.nan, "1"])
+def test_sampling_refuses_a_share_that_is_none(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be in \(0, 1\], got"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, math.nan, "0"])
+def test_sampling_refuses_a_min_p_that_is_no_share(value):
+    with pytest.raises(ValueError, match=r"min_p must be in \[0, 1\], got"):
+        Sampling(min_p=value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, None])
+def test_sampling_refuses_a_repetition_penalty_that_is_not_above_zero(value):
+    with pytest.raises(ValueError, match="repetition_penalty must be a number > 0"):
+        Sampling(repetition_penalty=value)
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, "1", None])
+def test_sampling_refuses_a_penalty_that_is_no_number(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a number, got"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("logit_bias", "message"),
+    [
+        ([1], r"logit_bias must map token ids .* got \[1\]"),
+        ({-1: 0.0}, "logit_bias must be a whole number >= 0, got -1"),
+        ({"a": 0.0}, "logit_bias must be a whole number >= 0, got 'a'"),
+        ({3: math.inf}, r"logit_bias\[3\] must be a number, or -inf .* got inf"),
+        ({3: math.nan}, r"logit_bias\[3\] must be a number, or -inf .* got nan"),
+        ({3: "1"}, r"logit_bias\[3\] must be a number, or -inf .* got '1'"),
+    ],
+)
+def test_sampling_refuses_a_bias_that_is_none(logit_bias, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(logit_bias=logit_bias)
+
+
+def test_sampling_keeps_its_bias_whatever_becomes_of_the_mapping():
+    bias = {3: 1.0}
+    sampling = Sampling(logit_bias=bias)
+    bias[3] = 2.0
+    assert sampling == Sampling(logit_bias={3: 1.0})
+    assert hash(sampling) == hash(Sampling(logit_bias={3: 1.0}))
+    assert sampling != Sampling(logit_bias={3: 2.0})
 
 
 @pytest.mark.parity
@@ -205,22 +264,28 @@ def test_filters_are_those_of_transformers(name):
     import torch
     from transformers import (
         LogitsProcessorList,
+        MinPLogitsWarper,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
         TopPLogitsWarper,
+        TypicalLogitsWarper,
     )
 
     sampling = SAMPLINGS[name]
-    warpers = LogitsProcessorList()
+    warpers = LogitsProcessorList()  # in the order of transformers' own generate
     if sampling.temperature != 1:
         warpers.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k is not None:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None and sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p is not None:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p is not None:
+        warpers.append(TypicalLogitsWarper(sampling.typical_p))
     logits = np.random.default_rng(0).standard_normal((50, 1000)).astype(np.float32)
     theirs = warpers(None, torch.tensor(4 * logits)).log_softmax(-1).numpy()
-    kept = filtered(jnp.asarray(4 * logits), Dials.of(sampling))
+    kept = filtered(jnp.asarray(4 * logits), Dials.of([sampling], 1000))
     ours = np.asarray(jax.nn.log_softmax(kept, axis=-1))
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     np.testing.assert_allclose(ours, theirs, atol=LOG_PROBABILITY)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from haiku_mqa import Sampling, generate, stream
+from haiku_mqa.generation import loop
 from haiku_mqa.generation.loop import CHUNK
 from tests.models import example, example_params
 
@@ -70,7 +70,7 @@ def test_stream_computes_nothing_until_it_is_asked(monkeypatch):
     def never(*_):
         raise RuntimeError("computed")
 
-    monkeypatch.setattr(sys.modules[stream.__module__], "prefill", never)
+    monkeypatch.setattr(loop, "prefill", never)
     steps = _stream()
     with pytest.raises(RuntimeError, match="computed"):
         next(steps)
