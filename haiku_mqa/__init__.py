@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         transformer_decoder_block,
     )
     from haiku_mqa.ops import causal_mask, multi_query_attention
+    from haiku_mqa.quantization import quantize_params
     from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
     from haiku_mqa.zoo.loading import LoadedModel, load_pretrained
 
@@ -60,6 +61,7 @@ _HOME = {
     "generate": "generation",
     "stream": "generation",
     "convert_heads": "heads",
+    "quantize_params": "quantization",
     "LoadedModel": "zoo.loading",
     "load_pretrained": "zoo.loading",
 }
@@ -93,6 +95,7 @@ __all__ = [
     "generation",
     "load_pretrained",
     "multi_query_attention",
+    "quantize_params",
     "stream",
     "testing",
     "text",

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import urllib.request
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,18 @@ ANYTHING = "..."  # in a shown output: whatever stands there
 SHORTENED = {
     "haiku-mqa bench decode": "haiku-mqa bench decode --model mqa-decoder "
     "--prompt-tokens 8 --new-tokens 4 --repeats 1",
+    "haiku-mqa bench prefill": "haiku-mqa bench prefill --model mqa-decoder "
+    "--prompt-tokens 8 --repeats 1",
+    "haiku-mqa bench batch": "haiku-mqa bench batch --model mqa-decoder "
+    "--batch-sizes 1,2 --prompt-tokens 8 --new-tokens 2 --repeats 1",
+    "haiku-mqa bench context": "haiku-mqa bench context --contexts 16 --repeats 1",
+    "haiku-mqa bench engine": "haiku-mqa bench engine --model mqa-decoder "
+    "--requests 3 --slots 2 --prompt-tokens 8 --new-tokens 4 --repeats 1",
+    "haiku-mqa bench startup": "haiku-mqa bench startup --model shakespeare-mqa "
+    "--repeats 1",
+    "haiku-mqa bench speculative --prompt "
+    '"the rain in Spain stays mainly in the rain"': "haiku-mqa bench speculative "
+    '--model shakespeare-mqa --prompt "the rain" --new-tokens 4 --repeats 1',
     "haiku-mqa zoo check mqa-decoder": "haiku-mqa zoo check mqa-decoder --examples 1",
     "haiku-mqa train --out runs/first": "haiku-mqa train --out runs/first --steps 10 "
     "--set data.batch_size=2 sample_tokens=8",
@@ -63,6 +76,8 @@ SHORTENED = {
 # What a command finds in its folder, because an earlier block made it.
 RUN_OF_BEFORE = ("runs/first", "haiku-mqa train --out runs/first")
 TEXT_OF_A_READER = ("novel.txt", "It was the best of times, it was the worst.\n" * 200)
+# What ends only when it is told to, and where pages that talk to it expect it.
+SERVE, ADDRESS = "haiku-mqa serve --model shakespeare-mqa", "http://127.0.0.1:8000"
 SETUP = ("python3 -m venv .venv", ". .venv/bin/activate")
 
 _FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<kind>.*)")
@@ -158,8 +173,11 @@ def check(block: Block, folder: Path) -> None:
 
 
 def _check_python(block: Block, _: Path) -> None:
+    text = block.text
+    if ADDRESS in text:
+        text = text.replace(ADDRESS, _server())
     # Newlines before it, so that a traceback names lines of the page.
-    code = compile("\n" * block.line + block.text, str(block.page), "exec")
+    code = compile("\n" * block.line + text, str(block.page), "exec")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, {"__name__": "__main__"})
@@ -217,10 +235,20 @@ def run(command: str, folder: Path) -> str:
     if command in SETUP or command == "bash .ci/run":
         assert command in SETUP or (REPOSITORY / ".ci/run").is_file()
         return ""
+    said, piped, rest = command.partition(" | ")
+    if piped and said.startswith("echo "):
+        typed, command = f"{' '.join(shlex.split(said)[1:])}\n", rest
+    else:
+        typed = ""
+    if command == SERVE:
+        with urllib.request.urlopen(f"{_server()}/health", timeout=60) as answer:
+            assert answer.status == 200
+        return ""
     words = shlex.split(_VARIABLES.sub("", command, count=1))
     if words[0] == "haiku-mqa":
         _prepare(command, folder)
-        return _run_ours(shlex.split(SHORTENED.get(command, command)), folder)
+        words = shlex.split(SHORTENED.get(command, command))
+        return _run_ours(words, folder, typed)
     if words[:2] == ["pip", "install"]:
         _check_install(words[2:])
     elif words[0] == "pytest":
@@ -248,14 +276,33 @@ def _run_of_before() -> Path:
     return Path(folder.name)
 
 
-def _run_ours(words: list[str], folder: Path) -> str:
+@functools.cache
+def _server() -> str:
+    """Returns the address of the pages' server, begun once and ended with all tests."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "haiku_mqa", *shlex.split(SERVE)[1:], "--port", "0"],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    atexit.register(process.wait)
+    atexit.register(process.terminate)
+    told = ""
+    while not (found := re.search(r"serving .* on (http://[^;]+);", told)):
+        told = process.stderr.readline()
+        assert told, "the server ended"
+    return found[1]
+
+
+def _run_ours(words: list[str], folder: Path, typed: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "haiku_mqa", *words[1:]],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        stdin=subprocess.DEVNULL,
+        input=typed,
         env=os.environ | {"PYTHONIOENCODING": "utf-8"},
         check=False,
     )

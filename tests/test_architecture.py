@@ -31,11 +31,13 @@ FLOORS = {
     "checks": 2,
     "model": 3,
     "model_folder": 3,
+    "cache_file": 3,
     "generation": 4,
     "training": 4,
     "pretrained": 4,
     "sharding": 4,
     "heads": 4,
+    "quantization": 4,
     "zoo": 5,
     "testing": 5,
     "cli": 6,
@@ -50,6 +52,7 @@ BESIDE = {  # rooms that may look into one on their own floor
     ("config", "rope_scaling"),  # one of a config's fields
     ("checks", "modules"),  # a call's positions are worked out in one place
     ("model_folder", "model"),
+    ("cache_file", "model"),
     ("cli", "bench"),  # the verb runs the room of its name
 }
 
@@ -63,13 +66,15 @@ THIRD_PARTY = {
     "orbax": {"training"},
     "grain": {"training"},
     "tensorboardX": {"training"},
-    "safetensors": {"model_folder", "pretrained"},
+    "safetensors": {"cache_file", "model_folder", "pretrained"},
     "gguf": {"pretrained"},
     "tokenizers": {"pretrained", "text"},
     "jinja2": {"pretrained"},
     "tqdm": {"zoo", "training", "cli", "bench"},
     "matplotlib": {"cli"},
     "hypothesis": {"testing"},
+    "starlette": {"cli"},
+    "uvicorn": {"cli"},
 }
 
 

@@ -194,8 +194,10 @@ def test_cache_past_its_end_under_jit_is_flagged_and_keeps_its_history():
     after = _jit(cache=before).cache
     assert after.overflowed.tolist() == [True] * BATCH
     for old, new in zip(before.layers, after.layers, strict=True):
-        np.testing.assert_array_equal(new.keys[:, :LENGTH], old.keys[:, :LENGTH])
-        np.testing.assert_array_equal(new.values[:, :LENGTH], old.values[:, :LENGTH])
+        np.testing.assert_array_equal(new.keys[:, :, :LENGTH], old.keys[:, :, :LENGTH])
+        np.testing.assert_array_equal(
+            new.values[:, :, :LENGTH], old.values[:, :, :LENGTH]
+        )
 
 
 QUERY = "decoder_lm/decoder/layer_0/attention/query"

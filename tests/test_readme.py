@@ -134,6 +134,7 @@ def test_blocks_refuses_a_block_that_is_never_closed(tmp_path):
         ("python", "print(1)"),
         ("python", "assert False"),
         ("bash", "rm -rf nothing"),
+        ("bash", "echo x | make"),
         ("bash", "haiku-mqa zoo info no-such-model"),
         ("bash", 'pip install ".[tests]"'),
         ("bash", "pip install something-else"),

@@ -5,6 +5,7 @@ With one row, weights are most of what is read for a token. With many, the cache
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ import numpy as np
 from haiku_mqa.bench.bandwidth import read_bandwidth
 from haiku_mqa.bench.decode import weight_bytes_per_token
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.generation import Sampling
 from haiku_mqa.generation.loop import CHUNK, Settings, State, decode, prefill
 from haiku_mqa.generation.sampling import Dials
 from haiku_mqa.model import Model, Params
@@ -40,7 +40,15 @@ class BatchDecode:
       True
     """
 
-    def __init__(self, model: Model, params: Params, *, batch_size: int, context: int):
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        *,
+        batch_size: int,
+        context: int,
+        is_read: bool = True,
+    ):
         """Reads random tokens, and decodes once, so that all is compiled.
 
         Args:
@@ -48,6 +56,9 @@ class BatchDecode:
           params: Its parameters.
           batch_size: B, rows.
           context: How many tokens each row has read before decoding begins.
+          is_read: Whether they are read, all but the last, or merely counted as read:
+            how long a step takes does not depend on what its cache holds, and a long
+            context takes long to read.
         """
         config = model.config
         self.batch_size = batch_size
@@ -56,16 +67,18 @@ class BatchDecode:
         ) * cache_bytes_per_token(config)
         self._model = model
         self._params = jax.device_put(params)
-        greedy = Dials.of(Sampling(temperature=0.0))
-        self._settings = Settings(greedy, None, jnp.zeros(0, jnp.int32))
+        self._settings = Settings(Dials(), None, jnp.zeros(0, jnp.int32))  # greedy
         draw = np.random.default_rng(0)
-        tokens = draw.integers(0, config.vocab_size, (batch_size, context), np.int32)
+        length = context if is_read else 1
+        tokens = draw.integers(0, config.vocab_size, (batch_size, length), np.int32)
+        cache = model.init_cache(batch_size, context + CHUNK)
+        read = jnp.full(batch_size, context - length, jnp.int32)
         self._start = prefill(
             model,
             self._params,
             tokens,
-            np.full(batch_size, context, np.int32),
-            model.init_cache(batch_size, context + CHUNK),
+            np.full(batch_size, length, np.int32),
+            dataclasses.replace(cache, lengths=read),
             self._settings,
         )
         self.run()

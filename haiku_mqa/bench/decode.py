@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -11,6 +12,7 @@ import haiku_mqa
 from haiku_mqa.generation import stream
 from haiku_mqa.generation.loop import CHUNK
 from haiku_mqa.model import Model, Params
+from haiku_mqa.quantization import is_quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Timing:
     Attributes:
       prefill_seconds: From the prompt to the first new token.
       decode_seconds: From the first new token to the last.
-      tokens: The new tokens.
+      tokens: The new tokens; of the first row, where there are several.
     """
 
     prefill_seconds: float
@@ -65,7 +67,7 @@ class Ours:
           params: Its weights, on the device.
         """
         self.name = f"haiku_mqa {haiku_mqa.__version__}"
-        self.dtype = model.config.dtype
+        self.dtype = "int8" if is_quantized(params) else model.config.dtype
         self.weight_bytes = weight_bytes_per_token(model, params)
         self._model = model
         self._params = params
@@ -80,12 +82,24 @@ class Ours:
         Returns:
           How long it took, and the tokens.
         """
+        return self.run_rows([prompt], new_tokens)
+
+    def run_rows(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timing:
+        """Continues prompts of one length together.
+
+        Args:
+          prompts: Token ids, a list for each row.
+          new_tokens: How many tokens are to be chosen in each row.
+
+        Returns:
+          How long it took, and the tokens of the first row.
+        """
         tokens: list[int] = []
         first = start = time.perf_counter()
-        for [new] in stream(
+        for new, *_ in stream(
             self._model,
             self._params,
-            [prompt],
+            prompts,
             max_new_tokens=new_tokens,
             chunk=CHUNK,
         ):
@@ -121,7 +135,7 @@ def weight_bytes_per_token(
     if not model.config.tie_embeddings:
         looked_up.add("decoder_lm/embed")
     return sum(
-        leaf.size * (itemsize or leaf.dtype.itemsize)
+        leaf.nbytes if itemsize is None else math.prod(leaf.shape) * itemsize
         for module, leaves in params.items()
         if module not in looked_up
         for leaf in leaves.values()

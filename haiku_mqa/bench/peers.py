@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from haiku_mqa.bench.bandwidth import cores
 from haiku_mqa.bench.decode import Timing, weight_bytes_per_token
+from haiku_mqa.bench.peer_script import greedy
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Model, Params
 
@@ -53,19 +53,10 @@ def transformers_peers(
     Returns:
       What can be run, and a line for each thing that cannot, saying why.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = missing_line()
     if missing:
-        return [], [
-            f"transformers is left out: {' and '.join(missing)} not installed "
-            "(pip install 'haiku-mqa[parity]')"
-        ]
-    other = [
-        field
-        for field, value in _LLAMA.items()
-        if getattr(model.config, field) != value
-    ]
-    if model.config.value_size != model.config.key_size:
-        other.append("value_size")
+        return [], [missing]
+    other = unlike_llama(model.config)
     if other:
         return [], [
             "transformers is left out: its Llama has no other "
@@ -79,8 +70,7 @@ def transformers_peers(
 class TransformersPeer:
     """Hugging Face's ``LlamaForCausalLM``, as a ``Program``.
 
-    Its own greedy loop is written out here: ``generate`` does more for each token,
-    and would be slower.
+    Its greedy loop is that of ``peer_script``.
     """
 
     def __init__(self, model: Model, params: Params, dtype: str):
@@ -113,21 +103,43 @@ class TransformersPeer:
           How long it took, and the tokens.
         """
         torch = importlib.import_module("torch")
-        with torch.inference_mode():
-            ids = torch.tensor([list(prompt)])
-            start = time.perf_counter()
-            out = self._llama(input_ids=ids, use_cache=True, logits_to_keep=1)
-            tokens = [int(out.logits[0, -1].argmax())]
-            first = time.perf_counter()
-            for _ in range(new_tokens - 1):
-                out = self._llama(
-                    input_ids=torch.tensor([tokens[-1:]]),
-                    past_key_values=out.past_key_values,
-                    use_cache=True,
-                )
-                tokens.append(int(out.logits[0, -1].argmax()))
-            end = time.perf_counter()
-        return Timing(first - start, end - first, tuple(tokens))
+        found = greedy(torch, self._llama, [prompt], new_tokens)
+        return Timing(
+            found["prefill_seconds"], found["decode_seconds"], tuple(found["tokens"])
+        )
+
+
+def missing_line() -> str | None:
+    """Returns a line that says what this Python lacks; ``None`` where it lacks nothing.
+
+    Example:
+      >>> "left out" in (missing_line() or "left out")
+      True
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    return (
+        f"transformers is left out: {' and '.join(missing)} not installed "
+        "(pip install 'haiku-mqa[parity]')"
+    )
+
+
+def unlike_llama(config: DecoderConfig) -> list[str]:
+    """Returns the fields of a config that Hugging Face's Llama cannot be told.
+
+    Args:
+      config: Of any decoder.
+
+    Example:
+      >>> unlike_llama(DecoderConfig(vocab_size=256, num_layers=2, num_heads=8,
+      ...     d_model=64, d_ff=256, gated=False))
+      ['gated']
+    """
+    other = [
+        field for field, value in _LLAMA.items() if getattr(config, field) != value
+    ]
+    return other + ["value_size"] * (config.value_size != config.key_size)
 
 
 def llama_config(config: DecoderConfig) -> Any:
@@ -137,19 +149,31 @@ def llama_config(config: DecoderConfig) -> Any:
       config: Of a model that ``transformers_peers`` takes.
     """
     transformers = importlib.import_module("transformers")
-    return transformers.LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=config.d_ff,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.key_size,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        max_position_embeddings=config.max_length,
-        tie_word_embeddings=config.tie_embeddings,
-    )
+    return transformers.LlamaConfig(**llama_words(config))
+
+
+def llama_words(config: DecoderConfig) -> dict[str, Any]:
+    """Returns a config's fields in transformers' words.
+
+    Args:
+      config: Of a model that ``transformers_peers`` takes.
+    """
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.key_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": config.rope_theta,
+        },
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
 
 
 def state_dict(config: DecoderConfig, params: Params) -> dict[str, Any]:
@@ -163,28 +187,41 @@ def state_dict(config: DecoderConfig, params: Params) -> dict[str, Any]:
       Name to tensor; a matrix is ``[out, in]``, where this package's are ``[in, out]``.
     """
     torch = importlib.import_module("torch")
+    arrays = llama_arrays(config, params)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    return tensors
 
-    def tensor(path: str, name: str = "w") -> Any:
-        array = np.asarray(params[f"decoder_lm/{path}"][name], np.float32)
+
+def llama_arrays(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
+    """Returns weights under transformers' names, as NumPy arrays, float32.
+
+    Args:
+      config: Of a model that ``transformers_peers`` takes.
+      params: Its weights, of any dtype.
+
+    Returns:
+      Name to array; the output matrix is left out where it is the embedding.
+    """
+
+    def array(path: str, name: str = "w") -> np.ndarray:
+        found = np.asarray(params[f"decoder_lm/{path}"][name], np.float32)
         # A copy: JAX's memory is read-only, and torch would warn of it.
-        return torch.from_numpy(np.array(array.T if name == "w" else array, order="C"))
+        return np.array(found.T if name == "w" else found, order="C")
 
-    tensors = {
-        "model.embed_tokens.weight": tensor("embed", "embeddings"),
-        "model.norm.weight": tensor("decoder/final_norm", "scale"),
+    arrays = {
+        "model.embed_tokens.weight": array("embed", "embeddings"),
+        "model.norm.weight": array("decoder/final_norm", "scale"),
     }
-    tensors["lm_head.weight"] = (
-        tensors["model.embed_tokens.weight"]
-        if config.tie_embeddings
-        else tensor("unembed")
-    )
+    if not config.tie_embeddings:
+        arrays["lm_head.weight"] = array("unembed")
     for layer in range(config.num_layers):
         ours, theirs = f"decoder/layer_{layer}", f"model.layers.{layer}"
         for name, path in _NORMS.items():
-            tensors[f"{theirs}.{name}.weight"] = tensor(f"{ours}/{path}", "scale")
+            arrays[f"{theirs}.{name}.weight"] = array(f"{ours}/{path}", "scale")
         for name, path in _MATRICES.items():
-            tensors[f"{theirs}.{name}.weight"] = tensor(f"{ours}/{path}")
-    return tensors
+            arrays[f"{theirs}.{name}.weight"] = array(f"{ours}/{path}")
+    return arrays
 
 
 _NORMS = {

@@ -11,20 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_GREY = "0.45"
-_LOOKS: Any = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "0.9",
-    "legend.frameon": False,
-}
+from haiku_mqa.bench.plot_looks import GREY, LOOKS, style
+
 _SHOWN_SHARE = 0.05  # at which the paper's figure 4 compares methods
 
 
@@ -35,7 +23,7 @@ def plot_ainslie(data: Mapping[str, Any], path: Path) -> None:
       data: As ``run_ainslie`` returns it in its findings.
       path: The file; its ending says which format.
     """
-    with rc_context(_LOOKS):
+    with rc_context(LOOKS):
         figure = Figure(figsize=(12, 3.8), layout="constrained")
         by_method, by_share, by_time = figure.subplots(1, 3)
         _draw_methods(by_method, data)
@@ -53,11 +41,11 @@ def _draw_methods(axes: Axes, data: Mapping[str, Any]) -> None:
         axes.plot(
             [model["num_kv_heads"] for model in models],
             [model["validation_losses"][place] for model in models],
-            **_style(index),
+            **style(index),
             label=method,
         )
     axes.axhline(
-        whole["validation_losses"][place], color=_GREY, ls="--", label="multi-head"
+        whole["validation_losses"][place], color=GREY, ls="--", label="multi-head"
     )
     _label_heads(axes, sorted({model["num_kv_heads"] for model in fewer}))
     axes.set_ylabel("validation loss, nats per character")
@@ -73,11 +61,11 @@ def _draw_shares(axes: Axes, data: Mapping[str, Any]) -> None:
         axes.plot(
             percents,
             model["validation_losses"],
-            **_style(index),
+            **style(index),
             label=f"{model['num_kv_heads']} KV, {first}",
         )
     axes.plot(
-        percents, whole["validation_losses"], color=_GREY, ls="--", label="multi-head"
+        percents, whole["validation_losses"], color=GREY, ls="--", label="multi-head"
     )
     axes.set_xticks(percents, [f"{percent:g}" for percent in percents])
     axes.set_xlabel("trained on for, % of training")
@@ -92,13 +80,13 @@ def _draw_times(axes: Axes, data: Mapping[str, Any]) -> None:
     axes.plot(
         heads,
         [each["decode_us_per_token"] for each in decoding],
-        **_style(0),
+        **style(0),
         label="measured",
     )
     axes.plot(
         heads,
         [each["limit_us_per_token"] for each in decoding],
-        color=_GREY,
+        color=GREY,
         ls=":",
         label="the memory's limit",
     )
@@ -119,11 +107,3 @@ def _label_heads(axes: Axes, heads: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("KV heads K")
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "lw": 1.8,
-    }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def output(
@@ -49,3 +53,73 @@ def last_line(said: str) -> str:
       ('ImportError: no torch', 'it said nothing')
     """
     return (said.strip().splitlines() or ["it said nothing"])[-1]
+
+
+class Answering:
+    """A script in a process of its own, which answers each line with one of JSON.
+
+    Attributes:
+      greeting: What it says first, once it is ready.
+    """
+
+    def __init__(self, python: str, script: Path, words: Sequence[str]):
+        """Starts it, and waits until it is ready.
+
+        Args:
+          python: What runs it; it may be another Python than this one.
+          script: The script.
+          words: That it is given.
+
+        Raises:
+          OSError: It could not be started.
+          ValueError: It ended at once; the message has its last line.
+        """
+        with contextlib.ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            # Isolated, or this folder's files would stand before those of libraries.
+            self._process = subprocess.Popen(
+                [python, "-I", str(script), *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+            stack.callback(self._end)
+            self.greeting: dict[str, Any] = self._answer("")
+            self._opened = stack.pop_all()  # all went well: it is closed later
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Returns the answer to a line.
+
+        Args:
+          line: Without a newline.
+
+        Raises:
+          ValueError: The process ended; the message has its last line.
+        """
+        return self._answer(f"{line}\n")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._opened.close()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # what waits in a pipe is not missed
+                if stream is not None:
+                    stream.close()
+
+    def _answer(self, line: str) -> dict[str, Any]:
+        source, answers = self._process.stdin, self._process.stdout
+        answer = ""
+        if source is not None and answers is not None:
+            with contextlib.suppress(BrokenPipeError):
+                source.write(line)
+                source.flush()
+            answer = answers.readline()
+        if not answer:
+            self._errors.seek(0)
+            raise ValueError(last_line(self._errors.read()))
+        return json.loads(answer)

@@ -105,10 +105,13 @@ class DecodeReport:
     def same_tokens(self, standing: Standing) -> int:
         """Returns how many leading tokens a program chose as this package did.
 
+        Its own with weights that were not rounded, if it ran them.
+
         Args:
           standing: The program's.
         """
-        pairs = zip(self.standings[0].tokens, standing.tokens, strict=True)
+        exact = [s for s in self.standings if s.dtype != "int8"] or self.standings
+        pairs = zip(exact[0].tokens, standing.tokens, strict=True)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), self.new_tokens)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ import jax
 
 import haiku_mqa
 from haiku_mqa.bench import torch_llama
-from haiku_mqa.bench.processes import last_line
+from haiku_mqa.bench.processes import Answering
 from haiku_mqa.model import Model, Params
 from haiku_mqa.training import (
     Batch,
@@ -94,20 +92,9 @@ class TorchTrainer:
           ValueError: It ended at once; the message has its last line.
         """
         (folder / "settings.json").write_text(json.dumps(settings))
-        # Isolated, or this folder's files would stand before those of the libraries.
-        script = str(Path(torch_llama.__file__).resolve())
-        with contextlib.ExitStack() as stack:
-            self._errors = stack.enter_context(open(folder / "errors.txt", "w+"))
-            self._process = subprocess.Popen(
-                [python, "-I", script, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-            )
-            stack.callback(self._end)
-            version = self._answer()["version"]
-            self._opened = stack.pop_all()  # all went well: it is closed later
+        script = Path(torch_llama.__file__).resolve()
+        self._process = Answering(python, script, [str(folder)])
+        version = self._process.greeting["version"]
         kind = "torch.compile" if settings["compile"] else "eager"
         self.name = f"torch {version}, {kind}"
 
@@ -123,30 +110,9 @@ class TorchTrainer:
         Raises:
           ValueError: The process ended.
         """
-        answer = self._answer(f"{steps}\n")
+        answer = self._process.ask(str(steps))
         return answer["seconds"], answer["losses"]
 
     def close(self) -> None:
         """Ends the process."""
-        self._opened.close()
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # what waits in a pipe is not missed
-                if stream is not None:
-                    stream.close()
-
-    def _answer(self, line: str = "") -> dict[str, Any]:
-        source, answers = self._process.stdin, self._process.stdout
-        answer = ""
-        if source is not None and answers is not None:
-            with contextlib.suppress(BrokenPipeError):
-                source.write(line)
-                source.flush()
-            answer = answers.readline()
-        if not answer:
-            self._errors.seek(0)
-            raise ValueError(last_line(self._errors.read()))
-        return json.loads(answer)
+        self._process.close()

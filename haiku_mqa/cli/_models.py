@@ -14,6 +14,7 @@ from haiku_mqa.errors import FetchError, unknown_name
 from haiku_mqa.zoo.discovery import discover, is_path
 
 if TYPE_CHECKING:
+    from haiku_mqa.quantization import Quantization
     from haiku_mqa.zoo.loading import LoadedModel
 
 _LEAST_SECONDS = 0.5  # of compiling, for a program to be kept
@@ -47,12 +48,15 @@ def prepare_training() -> None:
     keep_freed_memory()
 
 
-def load_model(source: str, *, dtype: DType) -> LoadedModel:
+def load_model(
+    source: str, *, dtype: DType, quantize: Quantization | None = None
+) -> LoadedModel:
     """Loads a model with weights.
 
     Args:
       source: A name of the zoo, a file or a folder.
       dtype: What its weights are held in and computed with.
+      quantize: What its matrices are held in instead.
 
     Raises:
       ValueError: There is no such model; see ``haiku_mqa.load_pretrained``.
@@ -62,7 +66,7 @@ def load_model(source: str, *, dtype: DType) -> LoadedModel:
     from haiku_mqa.zoo.loading import load_pretrained
 
     say(f"loading {source}")
-    return load_pretrained(source, dtype=dtype)
+    return load_pretrained(source, dtype=dtype, quantize=quantize)
 
 
 def load_or_draw(source: str, *, dtype: DType, seed: int) -> LoadedModel:

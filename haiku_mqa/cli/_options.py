@@ -172,6 +172,16 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--quantize``."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8",),
+        metavar="int8",
+        help="hold matrices in a byte a number: less memory, faster decoding",
+    )
+
+
 def add_seed(parser: argparse.ArgumentParser, purpose: str) -> None:
     """Adds ``--seed``."""
     parser.add_argument(
@@ -229,6 +239,32 @@ def temperature(text: str) -> float:
     return _number(text, lambda value: 0 <= value < math.inf, ">= 0")
 
 
+def number(text: str) -> float:
+    """Parses a finite number.
+
+    Args:
+      text: The number.
+
+    Example:
+      >>> number("-0.5")
+      -0.5
+    """
+    return _number(text, math.isfinite, "and finite")
+
+
+def positive(text: str) -> float:
+    """Parses a finite number above 0.
+
+    Args:
+      text: The number.
+
+    Example:
+      >>> positive("1.1")
+      1.1
+    """
+    return _number(text, lambda value: 0 < value < math.inf, "above 0")
+
+
 def share(text: str) -> float:
     """Parses a number above 0 and at most 1.
 
@@ -274,6 +310,31 @@ def places(text: str) -> tuple[int, ...]:
         span = range(int(first), min(int(last), int(first) + 10_000) + 1)
         numbers.update(dict.fromkeys(span))
     return tuple(numbers)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Parses whole numbers of one or more, in order and each once.
+
+    Args:
+      text: Such as ``"128,1024"``.
+
+    Returns:
+      The numbers, the least first.
+
+    Example:
+      >>> sizes("128,1024")
+      (128, 1024)
+      >>> sizes("128,,0")
+      Traceback (most recent call last):
+      argparse.ArgumentTypeError: must be whole numbers >= 1 such as 128,1024, got \
+'128,,0'
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(p.isascii() and p.isdecimal() and 0 < int(p) < 10**9 for p in parts):
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers >= 1 such as 128,1024, got {text!r}"
+        )
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _number(text: str, is_allowed: Callable[[float], bool], allowed: str) -> float:

@@ -9,8 +9,14 @@ from haiku_mqa.cli import (
     _findings,
     _options,
     bench_ainslie,
+    bench_batch,
+    bench_context,
+    bench_engine,
     bench_nanogpt,
+    bench_prefill,
     bench_shazeer,
+    bench_speculative,
+    bench_startup,
     bench_train,
 )
 from haiku_mqa.cli._files import check_writable
@@ -31,8 +37,9 @@ stream of text, greedy, and print medians:
            same run, over the bytes of the weights, is the most that can be had
 
 Where torch and transformers are installed, transformers runs the same weights and
-the same token ids in float32 and bfloat16, taking turns with this package within
-each repeat. Compiling and the first run of each program are not timed.
+the same token ids in float32 and bfloat16, and where llama_cpp is, llama.cpp runs a
+GGUF file, taking turns with this package within each repeat. Compiling and the first
+run of each program are not timed.
 """
 
 _EPILOG = """\
@@ -68,8 +75,20 @@ def add_parser(verbs: Any) -> None:
     )
     _options.add_dtype(decode)
     _options.add_seed(decode, "the prompt, and of weights for a model that has none")
+    _findings.add_peers(decode)
     _findings.add_json(decode)
-    for verb in (bench_train, bench_nanogpt, bench_shazeer, bench_ainslie):
+    for verb in (
+        bench_prefill,
+        bench_batch,
+        bench_context,
+        bench_engine,
+        bench_startup,
+        bench_speculative,
+        bench_train,
+        bench_nanogpt,
+        bench_shazeer,
+        bench_ainslie,
+    ):
         verb.add_parser(own)
 
 
@@ -88,13 +107,9 @@ def run_decode(args: argparse.Namespace) -> int:
     """
     if args.json is not None:
         check_writable(args.json)
+    args.gguf = _findings.gguf_of(args)
     loaded = load_or_draw(args.model, dtype=args.dtype, seed=args.seed)
-    context = loaded.model.config.max_length
-    if args.prompt_tokens + args.new_tokens > context:
-        raise ValueError(
-            f"--prompt-tokens and --new-tokens must be at most {context} together, the "
-            f"context of {args.model}, got {args.prompt_tokens} + {args.new_tokens}"
-        )
+    _findings.check_room(args, loaded.model.config.max_length)
     report = _measured(loaded, args)
     print(_text(report))
     if args.json is not None:
@@ -107,21 +122,33 @@ def _measured(loaded: LoadedModel, args: argparse.Namespace) -> DecodeReport:
     import numpy as np
 
     from haiku_mqa import bench
+    from haiku_mqa.quantization import quantize_params
 
     model, params = loaded.model, loaded.params
     remarks = bench.load_remarks()
     draw = np.random.default_rng(args.seed)
     prompt = draw.integers(0, model.config.vocab_size, args.prompt_tokens).tolist()
-    peers, absent = bench.transformers_peers(model, params)
-    programs: list[bench.Program] = [bench.Ours(model, params), *peers]
-    timings, bandwidths = bench.take_turns(
-        programs,
-        prompt,
-        new_tokens=args.new_tokens,
-        repeats=args.repeats,
-        measure_bandwidth=bench.read_bandwidth,
-        on_run=say,
-    )
+    with bench.Peers(args.torch_python) as others:
+        if args.torch_python is None:
+            peers, absent = bench.transformers_peers(model, params)
+        else:
+            others.add_transformers(model, params)
+            peers, absent = [], []
+        others.add_llama_cpp(args.gguf, context=args.prompt_tokens + args.new_tokens)
+        programs: list[bench.Program] = [
+            bench.Ours(model, quantize_params(model, params)),
+            bench.Ours(model, params),
+            *peers,
+            *others.programs,
+        ]
+        timings, bandwidths = bench.take_turns(
+            programs,
+            prompt,
+            new_tokens=args.new_tokens,
+            repeats=args.repeats,
+            measure_bandwidth=bench.read_bandwidth,
+            on_run=say,
+        )
     return bench.DecodeReport(
         model=args.model,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -134,7 +161,7 @@ def _measured(loaded: LoadedModel, args: argparse.Namespace) -> DecodeReport:
             bench.Standing.of(program, runs, args.prompt_tokens)
             for program, runs in zip(programs, timings, strict=True)
         ),
-        remarks=(*absent, *remarks),
+        remarks=(*absent, *others.absent, *remarks),
     )
 
 

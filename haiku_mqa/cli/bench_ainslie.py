@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _findings, _options
-from haiku_mqa.cli._files import replacing
 
 if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings
@@ -44,9 +44,7 @@ def add_parser(verbs: Any) -> None:
         ("--repeats", 1, 5, "how many runs each median of decoding is of"),
     )
     _options.add_seed(parser, "all that is drawn")
-    parser.add_argument(
-        "--plot", metavar="FILE", type=Path, help="draw the figures: .png, .svg or .pdf"
-    )
+    _findings.add_plot(parser)
     _findings.add_output(parser)
 
 
@@ -63,16 +61,11 @@ def run_ainslie(args: argparse.Namespace) -> int:
       ValueError: The picture's ending is unknown.
       OSError: A file cannot be written.
     """
-    endings = (".pdf", ".png", ".svg")
-    if args.plot is not None and args.plot.suffix.lower() not in endings:
-        raise ValueError(
-            f"--plot must end in {', '.join(endings)}, got {str(args.plot)!r}"
-        )
 
     def measure() -> Findings:
         from haiku_mqa.bench import ainslie
 
-        found = ainslie.run_ainslie(
+        return ainslie.run_ainslie(
             steps=args.steps,
             seed=args.seed,
             batch_size=args.batch_size,
@@ -80,11 +73,10 @@ def run_ainslie(args: argparse.Namespace) -> int:
             repeats=args.repeats,
             progress=True,
         )
-        if args.plot is not None:
-            from haiku_mqa.bench.plot_ainslie import plot_ainslie
 
-            with replacing(args.plot) as part:
-                plot_ainslie(found.data, part)
-        return found
+    def plot(data: Mapping[str, Any], path: Path) -> None:
+        from haiku_mqa.bench.plot_ainslie import plot_ainslie
 
-    return _findings.run(args, measure, args.plot)
+        plot_ainslie(data, path)
+
+    return _findings.run(args, measure, plot)

@@ -72,6 +72,7 @@ def add_parser(verbs: Any) -> None:
         help="contexts read at once (default: %(default)s)",
     )
     _options.add_dtype(parser)
+    _options.add_quantize(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     corpus = read_text_or_validation(args.file)
     if args.file is None:
         say("no FILE is given: reading the last tenth of the corpus in the package")
-    loaded = load_model(args.model, dtype=args.dtype)
+    loaded = load_model(args.model, dtype=args.dtype, quantize=args.quantize)
     if loaded.tokenizer is None:
         raise ValueError(f"model {args.model!r} has no tokenizer to read text with")
     try:

@@ -7,12 +7,13 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from haiku_mqa.cli import _continue, _options
+from haiku_mqa.cli import _continue, _options, _sampling
 from haiku_mqa.cli._files import check_argument, read_text
 from haiku_mqa.cli._models import load_model
 from haiku_mqa.cli._screen import counted
+from haiku_mqa.cli._text_decoders import text_decoder
 
 if TYPE_CHECKING:
     from haiku_mqa.text import AnyTokenizer
@@ -67,11 +68,6 @@ examples:
 """
 
 
-class _Decoder(Protocol):
-    def push(self, token: int, /) -> str: ...
-    def finish(self) -> str: ...
-
-
 def add_parser(verbs: Any) -> None:
     """Adds the verb ``generate``."""
     parser = _options.add_verb(
@@ -94,7 +90,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="answer the prompt as a message, through the model's chat template",
+        help="answer the prompt as a message, through the model's chat template "
+        "('haiku-mqa chat' goes on from there)",
     )
     parser.add_argument(
         "--system", metavar="TEXT", help="with --chat: how the model is to behave"
@@ -106,29 +103,15 @@ def add_parser(verbs: Any) -> None:
         help=f"stop after so many tokens (default: {_TO_BE_RIGHT.new_tokens}, or what "
         f"the context leaves; {_OF_A_CORPUS.new_tokens} for a model of one corpus)",
     )
-    parser.add_argument(
-        "--temperature",
-        type=_options.temperature,
-        metavar="X",
-        help="0 always takes the likeliest token; higher is more varied "
-        f"(default: {_TO_BE_RIGHT.temperature:g}; {_OF_A_CORPUS.temperature} for a "
-        "model of one corpus)",
+    _sampling.add_sampling(
+        parser,
+        f"{_TO_BE_RIGHT.temperature:g}; {_OF_A_CORPUS.temperature} for a model of one "
+        "corpus",
     )
-    parser.add_argument(
-        "--top-k",
-        type=_options.whole(1),
-        metavar="N",
-        help="choose among the N likeliest tokens (default: all)",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=_options.share,
-        metavar="P",
-        help="choose among the likeliest tokens that reach probability P together "
-        "(default: all)",
-    )
+    _sampling.add_penalties(parser)
     _options.add_seed(parser, "the choice where --temperature is above 0")
     _options.add_dtype(parser)
+    _options.add_quantize(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -149,11 +132,11 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     if args.model is None:
         args.model = _options.LANGUAGE_MODEL if args.chat else _options.PACKED_MODEL
-    loaded = load_model(args.model, dtype=args.dtype)
+    loaded = load_model(args.model, dtype=args.dtype, quantize=args.quantize)
     manner = _manner(loaded.tokenizer)
     if args.temperature is None:
         args.temperature = manner.temperature
-        _check_filters(args)
+        _sampling.check_sampling(args)
     ids = _encoded(loaded, prompt, args)
     budget = _budget(loaded, ids, manner, args)
     # A prompt is part of the text that comes of it; a question is not.
@@ -187,16 +170,7 @@ def _check_options(args: argparse.Namespace) -> None:
         check_argument("--system", args.system)
         if not args.chat:
             raise ValueError("--system needs --chat")
-    _check_filters(args)
-
-
-def _check_filters(args: argparse.Namespace) -> None:
-    for option, value in (("--top-k", args.top_k), ("--top-p", args.top_p)):
-        if value is not None and args.temperature == 0:
-            raise ValueError(
-                f"{option} needs --temperature above 0: at 0 the likeliest token is "
-                "taken always"
-            )
+    _sampling.check_sampling(args)
 
 
 def _encoded(loaded: LoadedModel, prompt: str, args: argparse.Namespace) -> list[int]:
@@ -246,7 +220,7 @@ def _pieces(
     loaded: LoadedModel, ids: list[int], budget: int, args: argparse.Namespace
 ) -> Iterator[tuple[str, int]]:
     """Yields text as it becomes whole, and how many tokens came with it."""
-    decoder = _text_decoder(loaded.tokenizer)
+    decoder = text_decoder(loaded.tokenizer)
     for tokens in _steps(loaded, ids, budget, args):
         yield "".join(map(decoder.push, tokens)), len(tokens)
     yield decoder.finish(), 0
@@ -258,11 +232,7 @@ def _steps(
     """Yields new tokens as they are chosen."""
     import jax
 
-    from haiku_mqa.generation import Sampling
-
-    sampling = Sampling(
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p
-    )
+    sampling = _sampling.sampling_of(args)
     rng = None if sampling.is_greedy else jax.random.key(args.seed)
     yield from _continue.steps(
         loaded.model,
@@ -288,61 +258,3 @@ def _write(pieces: Iterator[tuple[str, int]]) -> str:
         rate = (len(times) - 2) / (times[-1] - times[1])
         figures += f" · {rate:.1f} tokens/s"
     return figures
-
-
-def _text_decoder(tokenizer: Any) -> _Decoder:
-    from haiku_mqa import pretrained, text
-
-    if isinstance(tokenizer, pretrained.Tokenizer):
-        return pretrained.StreamDecoder(tokenizer)
-    if isinstance(tokenizer, text.Tokenizer):
-        return _CorpusDecoder(tokenizer)
-    return _PluginDecoder(tokenizer)
-
-
-class _CorpusDecoder:
-    """Streams tokens of which each says the same wherever it stands."""
-
-    def __init__(self, tokenizer: AnyTokenizer):
-        """Begins a text."""
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-
-    def push(self, token: int, /) -> str:
-        """Returns the text that is whole now that a token has come."""
-        self._ids.append(token)
-        # Half a character is decoded as a mark at the end, until its rest comes.
-        text = self._tokenizer.decode(self._ids)
-        return "" if text.endswith("\ufffd") else self.finish()
-
-    def finish(self) -> str:
-        """Returns what is left."""
-        text = self._tokenizer.decode(self._ids)
-        self._ids.clear()
-        return text
-
-
-class _PluginDecoder:
-    """Streams what any tokenizer decodes, of which only ``decode`` is promised."""
-
-    def __init__(self, tokenizer: Any):
-        """Begins a text."""
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0
-
-    def push(self, token: int, /) -> str:
-        """Returns the text that is whole now that a token has come."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        # Half a character is decoded as a mark at the end, until its rest comes.
-        return "" if text.endswith("\ufffd") else self._unshown(text)
-
-    def finish(self) -> str:
-        """Returns what is left."""
-        return self._unshown(self._tokenizer.decode(self._ids))
-
-    def _unshown(self, text: str) -> str:
-        new = text[self._shown :]
-        self._shown = len(text)
-        return new

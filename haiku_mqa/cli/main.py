@@ -15,22 +15,37 @@ from haiku_mqa.cli import (
     _failures,
     attention,
     bench,
+    chat,
     convert_heads,
     demo,
     eval,
     generate,
+    serve,
     train,
     zoo,
 )
 from haiku_mqa.cli._options import Parser, add_debug
 from haiku_mqa.cli._screen import say
 
-_VERBS = (generate, train, eval, convert_heads, attention, demo, zoo, bench)
+_VERBS = (
+    generate,
+    chat,
+    serve,
+    train,
+    eval,
+    convert_heads,
+    attention,
+    demo,
+    zoo,
+    bench,
+)
 
 _EPILOG = """\
 examples:
   haiku-mqa generate "ROMEO:"
   haiku-mqa generate --chat "Why is the sky blue?"
+  haiku-mqa chat
+  haiku-mqa serve
   haiku-mqa train --out runs/first
   haiku-mqa attention "The cat sat on the mat" --output attention.png
   haiku-mqa zoo info smollm2-135m

@@ -141,8 +141,8 @@ def advance(
         return (state.calls < until) & ~state.rows.finished.all()
 
     def step(state: State) -> State:
-        weights, state = kept_quantized((params, proposer), state)
-        return _step(model, *weights, state, request)
+        (own, others), state = kept_quantized((params, proposer), state)
+        return _step(model, own, others, state, request)
 
     return jax.lax.while_loop(unfinished, step, state)
 

@@ -55,13 +55,16 @@ def test_bench_runs_and_writes_every_figure(run, tiny, tmp_path, alone):
     assert set(data) == FIELDS
     assert (data["prompt_tokens"], data["new_tokens"], data["repeats"]) == (5, 4, 3)
     assert len(data["bandwidth_runs"]) == 3
-    [ours] = data["programs"]
-    assert set(ours) == PROGRAM_FIELDS
-    assert len(ours["decode_runs"]) == len(ours["prefill_runs"]) == 3
+    small, ours = data["programs"]
+    assert [small["dtype"], ours["dtype"]] == ["int8", "float32"]
     assert ours["weight_bytes_per_token"] == 4 * data["parameters"]
-    assert ours["fraction_of_limit"] == pytest.approx(
-        ours["decode_tokens_per_second"] / ours["limit_tokens_per_second"]
-    )
+    assert small["weight_bytes_per_token"] < ours["weight_bytes_per_token"]
+    for program in (small, ours):
+        assert set(program) == PROGRAM_FIELDS
+        assert len(program["decode_runs"]) == len(program["prefill_runs"]) == 3
+        assert program["fraction_of_limit"] == pytest.approx(
+            program["decode_tokens_per_second"] / program["limit_tokens_per_second"]
+        )
     assert "haiku_mqa" in done.out
     assert "of the limit" in done.out
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from haiku_mqa import DecoderConfig, Sampling, build, generate, load_pretrained
-from haiku_mqa.cli.generate import _CorpusDecoder, _PluginDecoder
+from haiku_mqa.cli._text_decoders import CorpusDecoder, PluginDecoder
 from haiku_mqa.text import BytePairTokenizer, ByteTokenizer
 from tests.folders import write_model_folder
 from tests.models import drawn_params
@@ -226,9 +226,9 @@ def test_packed_model_is_the_default_and_needs_no_network(run, monkeypatch):
 def test_chat_is_with_the_language_model_where_none_is_named(run, monkeypatch, tiny):
     asked = []
 
-    def load(source, *, dtype):
+    def load(source, *, dtype, quantize):
         asked.append(source)
-        return load_pretrained(tiny, dtype=dtype)
+        return load_pretrained(tiny, dtype=dtype, quantize=quantize)
 
     monkeypatch.setattr("haiku_mqa.cli.generate.load_model", load)
     assert run("generate", "--chat", "--max-new-tokens", 1, "x").code == 0
@@ -264,7 +264,7 @@ class _Letters:
 
 @pytest.mark.parametrize(
     "decoder",
-    [_PluginDecoder(_Letters()), _CorpusDecoder(ByteTokenizer())],
+    [PluginDecoder(_Letters()), CorpusDecoder(ByteTokenizer())],
     ids=["plugin", "corpus"],
 )
 def test_text_is_streamed_without_half_a_character(decoder):
