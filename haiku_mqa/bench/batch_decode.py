@@ -18,8 +18,8 @@ import numpy as np
 from haiku_mqa.bench.bandwidth import read_bandwidth
 from haiku_mqa.bench.decode import weight_bytes_per_token
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.loop import CHUNK, Settings, State, decode, prefill
-from haiku_mqa.generation.sampling import Dials
 from haiku_mqa.model import Model, Params
 
 

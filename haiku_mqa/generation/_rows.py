@@ -12,8 +12,8 @@ import numpy as np
 
 from haiku_mqa.generation import loop
 from haiku_mqa.generation._request import Request, check_ids
+from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.loop import Settings, State
-from haiku_mqa.generation.sampling import Dials
 
 FinishReason = Literal["end", "length", "stop"]
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa.cache import KVCache
+from haiku_mqa.generation.choosing import choose
 from haiku_mqa.generation.dials import Counts, Dials
 from haiku_mqa.generation.request import MAX_BIASES, Request
-from haiku_mqa.generation.sampling import Sampling, choose
+from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.model import Model, Params
 
 NONE_CHOSEN = -2

@@ -1,6 +1,6 @@
 """Which proposed tokens stand, and the token that follows them.
 
-All that speculative decoding asks of ``sampling`` is asked here.
+All that speculative decoding asks of ``choosing`` is asked here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.cache import KVCache
+from haiku_mqa.generation.choosing import choose, filtered
 from haiku_mqa.generation.dials import Dials
-from haiku_mqa.generation.sampling import Sampling, choose, filtered
+from haiku_mqa.generation.sampling import Sampling
 
 # What a token's key is folded with for draws other than that of the token itself.
 _PROPOSING, _ACCEPTING = 1, 2

@@ -11,9 +11,10 @@ import numpy as np
 
 from haiku_mqa.cache import KVCache
 from haiku_mqa.checks import check_params, check_tokens
+from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.generate import bucket
 from haiku_mqa.generation.loop import CHUNK, Settings, State, decode, prefill
-from haiku_mqa.generation.sampling import Dials, Sampling
+from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.model import Model, Params
 
 _LEAST_ROOM = 256  # in tokens: each size of the cache is a program of its own

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from haiku_mqa.generation.sampling import Sampling
+from haiku_mqa.generation.sampling import Sampling
 
 # What a dial says where it is off: temperature in a greedy row, filters that keep all.
 _NEUTRAL = {

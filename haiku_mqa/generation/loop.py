@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.cache import KVCache
-from haiku_mqa.generation.sampling import Counts, Dials, choose
+from haiku_mqa.generation.choosing import choose
+from haiku_mqa.generation.dials import Counts, Dials
 from haiku_mqa.model import Model, Params
 from haiku_mqa.ops import kept_quantized
 

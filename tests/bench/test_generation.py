@@ -342,8 +342,10 @@ def test_transformers_in_a_process_of_its_own_says_the_same(model, params):
 
 @pytest.mark.parity
 def test_transformers_starts_from_the_same_weights(tmp_path):
-    loaded = load_pretrained(write_tiny_gguf(tmp_path / "tiny.gguf"))
-    found = startup.run_startup([("tiny", loaded)], prompt="to be", repeats=1)
+    path = str(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    found = startup.run_startup(
+        [(path, load_pretrained(path))], prompt="to be", repeats=1
+    )
     _, ours, theirs = found.data["programs"]
     assert theirs["program"] == "transformers, float32"
     assert theirs["seconds_to_first_token"] > 0

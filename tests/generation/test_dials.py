@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haiku_mqa import Sampling
-from haiku_mqa.generation.sampling import Counts, Dials, choose, filtered
+from haiku_mqa.generation.choosing import choose, filtered
+from haiku_mqa.generation.dials import Counts, Dials
 
 ROWS, V = 3, 12
 SUM = 1e-5  # of float32 probabilities

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.loop import CHUNK, Settings, State, decode, prefill
-from haiku_mqa.generation.sampling import Dials
 from tests.models import example, example_params, example_tokens
 
 NAME = "grouped"

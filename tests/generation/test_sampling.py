@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from haiku_mqa import Sampling
-from haiku_mqa.generation.sampling import Dials, choose, filtered
+from haiku_mqa.generation.choosing import choose, filtered
+from haiku_mqa.generation.dials import Dials
 
 DRAWS = 20_000
 LEAST_P_VALUE = 1e-3  # of the chi-squared test; the seed is fixed

@@ -17,8 +17,8 @@ from scipy.stats import chisquare
 
 from haiku_mqa import DecoderConfig, Sampling, build, generate
 from haiku_mqa.generation import Draft, acceptance, speculate
+from haiku_mqa.generation.choosing import filtered
 from haiku_mqa.generation.dials import Dials
-from haiku_mqa.generation.sampling import filtered
 from haiku_mqa.generation.speculative_loop import advance
 from tests.models import drawn_params
 
