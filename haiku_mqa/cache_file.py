@@ -207,7 +207,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            arrays = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise FormatError(
             f"{path} is no safetensors file, or damaged: {error}"

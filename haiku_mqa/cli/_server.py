@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import dataclasses
@@ -273,7 +274,7 @@ class _EventStream(StreamingResponse):
                 choice.cancel()
 
 
-class _Shape:
+class _Shape(abc.ABC):
     """What the fields of an answer are called."""
 
     is_chat = False
@@ -298,13 +299,13 @@ class _Shape:
         del choice
         return []
 
+    @abc.abstractmethod
     def whole(self, choice: Choice, text: str) -> dict[str, Any]:
         """Returns a choice with all its text."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def part(self, choice: Choice, piece: str | None) -> dict[str, Any]:
         """Returns a choice with a piece of its text, or with its end."""
-        raise NotImplementedError
 
 
 class _Completion(_Shape):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -165,7 +164,7 @@ def rolled_back(cache: KVCache, lengths: jax.Array) -> KVCache:
       >>> rolled_back(cache, jnp.array([3, 1])).lengths.tolist()
       [0, 0]
     """
-    return dataclasses.replace(cache, lengths=jnp.minimum(cache.lengths, lengths))
+    return cache.rolled_back(jnp.minimum(cache.lengths, lengths))
 
 
 def _step(
