@@ -38,6 +38,8 @@ FLOORS = {
     "sharding": 4,
     "heads": 4,
     "quantization": 4,
+    "streaming": 5,
+    "server": 5,
     "zoo": 5,
     "testing": 5,
     "cli": 6,
@@ -53,6 +55,7 @@ BESIDE = {  # rooms that may look into one on their own floor
     ("checks", "modules"),  # a call's positions are worked out in one place
     ("model_folder", "model"),
     ("cache_file", "model"),
+    ("server", "streaming"),  # text goes out as it comes
     ("cli", "bench"),  # the verb runs the room of its name
 }
 
@@ -73,7 +76,7 @@ THIRD_PARTY = {
     "tqdm": {"zoo", "training", "cli", "bench"},
     "matplotlib": {"cli"},
     "hypothesis": {"testing"},
-    "starlette": {"cli"},
+    "starlette": {"server"},
     "uvicorn": {"cli"},
 }
 

@@ -15,8 +15,8 @@ from haiku_mqa.cli import _options, _sampling
 from haiku_mqa.cli._files import check_argument, replacing
 from haiku_mqa.cli._models import load_model
 from haiku_mqa.cli._screen import counted, say
-from haiku_mqa.cli._text_decoders import text_decoder
 from haiku_mqa.errors import unknown_name
+from haiku_mqa.streaming import text_decoder
 
 if TYPE_CHECKING:
     import jax

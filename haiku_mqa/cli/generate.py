@@ -13,7 +13,7 @@ from haiku_mqa.cli import _continue, _options, _sampling
 from haiku_mqa.cli._files import check_argument, read_text
 from haiku_mqa.cli._models import load_model
 from haiku_mqa.cli._screen import counted
-from haiku_mqa.cli._text_decoders import text_decoder
+from haiku_mqa.streaming import text_decoder
 
 if TYPE_CHECKING:
     from haiku_mqa.text import AnyTokenizer

@@ -19,7 +19,7 @@ from haiku_mqa.zoo.discovery import is_path
 if TYPE_CHECKING:
     import uvicorn
 
-    from haiku_mqa.cli._server import Service
+    from haiku_mqa.server import Service
     from haiku_mqa.zoo.loading import LoadedModel
 
 _LONGEST_CONTEXT = 2048  # of a slot where none is asked for: each step reads all of it
@@ -144,8 +144,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _service(loaded: LoadedModel, args: argparse.Namespace) -> Service:
-    from haiku_mqa.cli._server import Service
     from haiku_mqa.generation import Engine
+    from haiku_mqa.server import Service
 
     if loaded.tokenizer is None:
         raise ValueError(f"model {args.model!r} has no tokenizer to read text with")
@@ -172,7 +172,7 @@ def _service(loaded: LoadedModel, args: argparse.Namespace) -> Service:
 def _server(service: Service, grace: int) -> uvicorn.Server:
     import uvicorn
 
-    from haiku_mqa.cli._server import create_app
+    from haiku_mqa.server import create_app
 
     class Server(uvicorn.Server):
         """Tells the service of a signal, and returns where uvicorn raises it anew."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from haiku_mqa import DecoderConfig, Sampling, build, generate, load_pretrained
-from haiku_mqa.cli._text_decoders import CorpusDecoder, PluginDecoder
+from haiku_mqa.streaming import CorpusDecoder, PluginDecoder
 from haiku_mqa.text import BytePairTokenizer, ByteTokenizer
 from tests.folders import write_model_folder
 from tests.models import drawn_params

@@ -18,8 +18,8 @@ import pytest
 
 from haiku_mqa import Sampling, load_pretrained
 from haiku_mqa.cli import serve
-from haiku_mqa.cli._server import Service
 from haiku_mqa.generation import Engine
+from haiku_mqa.server import Service
 from tests.folders import write_model_folder
 from tests.generation.alone import GREEDY as COLD
 from tests.generation.alone import together

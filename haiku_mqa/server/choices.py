@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
-from haiku_mqa.cli._server_errors import ApiError, stopping
-from haiku_mqa.cli._text_decoders import Decoder
 from haiku_mqa.generation import Engine, Sampling
+from haiku_mqa.server.api_errors import ApiError, stopping
+from haiku_mqa.streaming import Decoder
 
 FinishReason = Literal["stop", "length"]
 

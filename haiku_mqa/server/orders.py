@@ -8,9 +8,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from haiku_mqa.cli._server_errors import ApiError, bad_field
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.generation import Sampling
+from haiku_mqa.server.api_errors import ApiError, bad_field
 
 _COMMON = (
     "model",
