@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from haiku_mqa import generation, testing, text, training, zoo
+    from haiku_mqa import generation, kernels, testing, text, training, zoo
     from haiku_mqa.cache import KVCache, LayerCache
     from haiku_mqa.config import DecoderConfig
     from haiku_mqa.errors import FetchError, FormatError, PluginError
@@ -65,7 +65,7 @@ _HOME = {
     "LoadedModel": "zoo.loading",
     "load_pretrained": "zoo.loading",
 }
-_ROOMS = ("generation", "testing", "text", "training", "zoo")
+_ROOMS = ("generation", "kernels", "testing", "text", "training", "zoo")
 
 __all__ = [
     "DecoderConfig",
@@ -93,6 +93,7 @@ __all__ = [
     "feed_forward",
     "generate",
     "generation",
+    "kernels",
     "load_pretrained",
     "multi_query_attention",
     "quantize_params",

@@ -1,4 +1,4 @@
-"""Files that are whole, or are not there."""
+"""Files that are whole, or are not there, and the folder of what can be remade."""
 
 from __future__ import annotations
 
@@ -8,6 +8,38 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from haiku_mqa.errors import FetchError
+
+
+def cache_folder() -> Path:
+    """Returns the folder of fetched weights and compiled kernels, there or not.
+
+    That is ``$HAIKU_MQA_CACHE`` where it is set, else ``haiku_mqa`` inside
+    ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+      FetchError: No variable is set and there is no home folder.
+
+    Example:
+      >>> import os
+      >>> from unittest import mock
+      >>> with mock.patch.dict(os.environ, HAIKU_MQA_CACHE="/tmp/weights"):
+      ...     cache_folder().as_posix()
+      '/tmp/weights'
+    """
+    try:
+        if own := os.environ.get("HAIKU_MQA_CACHE"):
+            return Path(own).expanduser()
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The convention has relative paths ignored.
+        if not base.is_absolute():
+            base = Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FetchError(
+            f"no cache folder: {error} Set HAIKU_MQA_CACHE to a folder."
+        ) from error
+    return base / "haiku_mqa"
 
 
 @contextlib.contextmanager

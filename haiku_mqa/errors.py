@@ -25,6 +25,16 @@ class FetchError(RuntimeError):
     """
 
 
+class BuildError(RuntimeError):
+    """The kernels could not be compiled.
+
+    Example:
+      >>> raise BuildError("no C compiler")
+      Traceback (most recent call last):
+      haiku_mqa.errors.BuildError: no C compiler
+    """
+
+
 class PluginError(RuntimeError):
     """A plugin of a model zoo that could not be used; names its distribution.
 

@@ -25,6 +25,7 @@ FLOORS = {
     "rope_scaling": 0,
     "config": 0,
     "text": 1,
+    "kernels": 1,
     "ops": 1,
     "cache": 1,
     "modules": 2,
@@ -49,9 +50,11 @@ FLOORS = {
 BESIDE = {  # rooms that may look into one on their own floor
     ("rope_scaling", "_arguments"),
     ("rope_scaling", "errors"),
+    ("_files", "errors"),
     ("config", "_arguments"),
     ("config", "errors"),
     ("config", "rope_scaling"),  # one of a config's fields
+    ("ops", "kernels"),  # what a product or attention is made with
     ("checks", "modules"),  # a call's positions are worked out in one place
     ("model_folder", "model"),
     ("cache_file", "model"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from haiku_mqa.errors import FetchError, FormatError, PluginError
+from haiku_mqa.errors import BuildError, FetchError, FormatError, PluginError
 
 
 class UsageError(ValueError):
@@ -23,6 +23,7 @@ _TOLD_AS_THEY_ARE = (
     ValueError,
     OSError,
     FloatingPointError,
+    BuildError,
     FetchError,
     PluginError,
     MissingExtra,

@@ -30,7 +30,7 @@ def prepare_jax() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
-    from haiku_mqa.zoo.sources import cache_folder
+    from haiku_mqa._files import cache_folder
 
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
     with contextlib.suppress(OSError, FetchError):

@@ -20,6 +20,7 @@ from haiku_mqa.cli import (
     demo,
     eval,
     generate,
+    kernels,
     serve,
     train,
     zoo,
@@ -38,6 +39,7 @@ _VERBS = (
     demo,
     zoo,
     bench,
+    kernels,
 )
 
 _EPILOG = """\
@@ -56,7 +58,7 @@ exit codes:
 
 environment:
   HAIKU_MQA_CACHE names the folder for weights and compiled programs
-  (default: ~/.cache/haiku_mqa)
+  (default: ~/.cache/haiku_mqa); HAIKU_MQA_KERNELS=off leaves compiled kernels aside
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import overload
 
@@ -14,7 +15,7 @@ import numpy as np
 from haiku_mqa.cache import LayerCache
 from haiku_mqa.config import DecoderConfig, Norm, check_kv_heads
 from haiku_mqa.modules.context import Context, LayerOutput, free_context
-from haiku_mqa.modules.linear import Linear
+from haiku_mqa.modules.linear import Linear, project
 from haiku_mqa.modules.norm import Normalization
 from haiku_mqa.ops.attention import alibi_slopes, multi_query_attention
 from haiku_mqa.ops.masks import broadcast_mask, window_mask
@@ -240,9 +241,7 @@ class MultiQueryAttention(hk.Module):
         cache: LayerCache | None,
     ) -> LayerOutput:
         chex.assert_rank([query, key, value], 3)
-        q = self._heads(query, self.num_heads, self.key_size, "query")  # [B, T, N, H]
-        k = self._heads(key, self.num_kv_heads, self.key_size, "key")  # [B, S, K, H]
-        v = self._heads(value, self.num_kv_heads, self.value_size, "value")
+        q, k, v = self._heads(query, key, value)  # [B, T, N, H] and [B, S, K, H]
         if self.qk_norm:
             q, k = self._normalize(q, "query_norm"), self._normalize(k, "key_norm")
         if self.rotary:
@@ -254,7 +253,8 @@ class MultiQueryAttention(hk.Module):
         if cache is not None and context.slots is not None:
             cache, k, v = cache.update(context.slots, k, v)
         rate = self.dropout_rate if context.is_training else 0.0
-        attended, weights = multi_query_attention(
+        attend = functools.partial(
+            multi_query_attention,
             q,
             k,
             v,
@@ -264,11 +264,14 @@ class MultiQueryAttention(hk.Module):
             softcap=self.softcap,
             dropout_rate=rate,
             dropout_rng=hk.next_rng_key() if rate > 0 else None,
-            return_weights=True,
         )
+        if context.return_attention:
+            attended, weights = attend(return_weights=True)
+        else:
+            attended, weights = attend(), None
         flat = attended.reshape(*attended.shape[:2], self.num_heads * self.value_size)
-        x = self._project(flat, self.model_size, "linear")
-        return LayerOutput(x, cache, weights if context.return_attention else None)
+        x = self._layer(self.model_size, "linear")(flat)
+        return LayerOutput(x, cache, weights)
 
     def _mask(self, context: Context) -> jax.Array | None:
         if self.sliding_window is None:
@@ -286,12 +289,27 @@ class MultiQueryAttention(hk.Module):
         )  # [B, N, T, S]
 
     @hk.transparent
-    def _heads(self, x: jax.Array, heads: int, size: int, name: str) -> jax.Array:
-        flat = self._project(x, heads * size, name)
-        return flat.reshape(*x.shape[:2], heads, size)
+    def _heads(
+        self, query: jax.Array, key: jax.Array, value: jax.Array
+    ) -> list[jax.Array]:
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        sizes = (self.key_size, self.key_size, self.value_size)
+        layers = [
+            self._layer(count * size, name)
+            for count, size, name in zip(heads, sizes, PROJECTIONS, strict=False)
+        ]
+        if query is key and key is value:
+            flat = project(query, layers)
+        else:
+            inputs = (query, key, value)
+            flat = [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+        return [
+            x.reshape(*x.shape[:2], count, size)
+            for x, count, size in zip(flat, heads, sizes, strict=True)
+        ]
 
     @hk.transparent
-    def _project(self, x: jax.Array, output_size: int, name: str) -> jax.Array:
+    def _layer(self, output_size: int, name: str) -> Linear:
         return Linear(
             output_size,
             with_bias=name in self.with_bias,
@@ -299,7 +317,7 @@ class MultiQueryAttention(hk.Module):
             b_init=self.b_init,
             param_dtype=self.param_dtype,
             name=name,
-        )(x)
+        )
 
     @hk.transparent
     def _normalize(self, heads: jax.Array, name: str) -> jax.Array:

@@ -9,7 +9,7 @@ import haiku as hk
 import jax
 
 from haiku_mqa.config import Activation, DecoderConfig
-from haiku_mqa.modules.linear import Linear
+from haiku_mqa.modules.linear import Linear, project
 from haiku_mqa.ops.numerics import wide_dtype
 
 
@@ -86,9 +86,10 @@ class FeedForward(hk.Module):
         linear = functools.partial(
             Linear, with_bias=self.with_bias, param_dtype=self.param_dtype
         )
-        up = linear(self.d_ff, name="up")(x)
+        up = linear(self.d_ff, name="up")
         if self.gated:
-            hidden = self.activation(linear(self.d_ff, name="gate")(x)) * up
+            above, gate = project(x, [up, linear(self.d_ff, name="gate")])
+            hidden = self.activation(gate) * above
         else:
-            hidden = self.activation(up)
+            hidden = self.activation(up(x))
         return linear(x.shape[-1], name="down")(hidden)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haiku_mqa.ops.quantized import dot
+from haiku_mqa.ops.quantized import QuantizedMatrix, dots
 
 
 class Linear(hk.Module):
@@ -45,16 +47,42 @@ class Linear(hk.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns ``x @ w + b``, ``[..., in]`` to ``[..., out]``, in x's dtype."""
-        dtype = self.param_dtype or x.dtype
+        return project(x, [self])[0]
+
+    def weight(self, x: jax.Array) -> jax.Array | QuantizedMatrix:
+        """Returns ``w``, for inputs like x."""
         input_size = x.shape[-1]
-        w_init = self.w_init or hk.initializers.TruncatedNormal(input_size**-0.5)
-        shape = (input_size, self.output_size)
-        w = hk.get_parameter("w", shape, dtype, init=w_init)
-        # As one matrix: with two leading axes, XLA would transpose the whole gradient
-        # of y in memory to make that of w.
-        flat = x.reshape(-1, input_size)
-        y = dot(flat, w).reshape(*x.shape[:-1], self.output_size)
-        if self.with_bias:
-            b = hk.get_parameter("b", (self.output_size,), dtype, init=self.b_init)
-            y = y + jnp.broadcast_to(b.astype(x.dtype), y.shape)
-        return y
+        return hk.get_parameter(
+            "w",
+            (input_size, self.output_size),
+            self.param_dtype or x.dtype,
+            init=self.w_init or hk.initializers.TruncatedNormal(input_size**-0.5),
+        )
+
+    def biased(self, y: jax.Array) -> jax.Array:
+        """Returns ``y + b``, or y where the layer has no biases."""
+        if not self.with_bias:
+            return y
+        dtype = self.param_dtype or y.dtype
+        b = hk.get_parameter("b", (self.output_size,), dtype, init=self.b_init)
+        return y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+
+
+def project(x: jax.Array, layers: Sequence[Linear]) -> list[jax.Array]:
+    """Returns what several layers make of one input, read in one pass.
+
+    Args:
+      x: ``[..., in]``.
+      layers: Each with an output size of its own.
+
+    Returns:
+      For each layer ``[..., out]``, in x's dtype.
+    """
+    # As one matrix: with two leading axes, XLA would transpose the whole gradient
+    # of y in memory to make that of w.
+    flat = x.reshape(-1, x.shape[-1])
+    products = dots(flat, [layer.weight(x) for layer in layers])
+    return [
+        layer.biased(y.reshape(*x.shape[:-1], layer.output_size))
+        for layer, y in zip(layers, products, strict=True)
+    ]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_mqa import kernels
 from haiku_mqa.config import check_kv_heads
 from haiku_mqa.ops.masks import broadcast_mask
 from haiku_mqa.ops.numerics import dropout, wide_einsum
@@ -109,6 +110,17 @@ def multi_query_attention(
     batch, queries, heads, size = query.shape
     keys, kv_heads = key.shape[1:3]
     check_kv_heads(heads, kv_heads)
+    if mask is not None:
+        mask = broadcast_mask(mask, batch, heads, queries, keys)
+    is_plain = bias is None and softcap is None and dropout_rate == 0
+    if (
+        is_plain
+        and not return_weights
+        and mask is not None
+        and mask.shape[1] == 1
+        and kernels.attend_fits(query, key, value)
+    ):
+        return _attend_with_kernel(query, key, value, mask, scale)
 
     logits = wide_einsum(  # [B * K, G * T, S]
         "bth,bsh->bts", _fold(query, kv_heads), _fold(key, kv_heads)
@@ -119,8 +131,6 @@ def multi_query_attention(
         logits = softcap * jnp.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias
-    if mask is not None:
-        mask = broadcast_mask(mask, batch, heads, queries, keys)
     exps, total = _exponentials(logits, mask)
     if dropout_rate > 0:
         if dropout_rng is None:
@@ -174,6 +184,31 @@ def _fold(x: jax.Array, kv_heads: int) -> jax.Array:
     """
     batch, _, _, size = x.shape
     return x.swapaxes(1, 2).reshape(batch * kv_heads, -1, size)
+
+
+def _attend_with_kernel(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    scale: float | None,
+) -> jax.Array:
+    """Returns ``[B, T, N, v]``, of a mask that is alike for all heads."""
+    batch, queries, heads, size = query.shape
+    keys, kv_heads = key.shape[1:3]
+    scale = 1 / math.sqrt(size) if scale is None else scale
+
+    def plainly(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, scale):
+        grouped = q.reshape(batch, queries, kv_heads, -1, size)  # [B, T, K, G, H]
+        logits = scale * jnp.einsum("btkgh,bksh->bkgts", grouped, k)
+        exps, total = _exponentials(logits, seen[:, None, None])
+        summed = jnp.einsum("bkgts,bksv->btkgv", exps / total, v)
+        return summed.reshape(batch, queries, heads, -1)
+
+    seen = jnp.broadcast_to(mask[:, 0], (batch, queries, keys))
+    # A cache holds [B, K, S, H]; seen so again, nothing is moved.
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    return kernels.attend(query, key, value, seen, scale, plainly)
 
 
 def _exponentials(

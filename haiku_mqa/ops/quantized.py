@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa import kernels
 from haiku_mqa.ops.numerics import wide_dtype
 
 _ALONG_ROWS = (((1,), (1,)), ((), ()))
@@ -113,11 +115,34 @@ def dot(x: jax.Array, matrix: jax.Array | QuantizedMatrix) -> jax.Array:
     return jnp.dot(x, matrix.astype(x.dtype))
 
 
+def dots(
+    x: jax.Array, matrices: Sequence[jax.Array | QuantizedMatrix]
+) -> list[jax.Array]:
+    """Returns ``x @ matrix`` for several matrices, which are read in one pass.
+
+    Args:
+      x: ``[rows, in]``.
+      matrices: Each ``[in, out]``, with an out of its own.
+
+    Returns:
+      For each, ``[rows, out]`` in x's dtype.
+
+    Example:
+      >>> [y.tolist() for y in dots(jnp.ones((1, 2)), [jnp.eye(2), jnp.ones((2, 1))])]
+      [[[1.0, 1.0]], [[2.0]]]
+    """
+    quantized = [m for m in matrices if isinstance(m, QuantizedMatrix)]
+    if len(quantized) == len(matrices) and _kernel_fits(x):
+        return [y.astype(x.dtype) for y in _kernel_dots(x, quantized)]
+    return [dot(x, matrix) for matrix in matrices]
+
+
 def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
     """Returns the products of x with what lies along the scaled axis.
 
-    How depends on how many rows there are, and is right for each to float32's
-    rounding or nearly so:
+    Up to many rows a compiled kernel makes them, where there is one
+    (``haiku_mqa.kernels``). Else, how depends on how many rows there are, and is right
+    for each to float32's rounding or nearly so:
 
     * One row is bound by reading the matrix, which is widened while it is read.
     * Some rows are split into a coarse and a fine int8 part, 15 bits together, whose
@@ -136,6 +161,8 @@ def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
       >>> quantized_dot(jnp.array([[1.0, 2.0, 4.0]]), matrix).round().tolist()
       [[1.0, 2.0, 4.0]]
     """
+    if _kernel_fits(x):
+        return _kernel_dots(x, [matrix])[0]
     wide = wide_dtype(x.dtype)
     x = x.astype(wide)
     if x.shape[0] == 1:
@@ -171,6 +198,15 @@ def kept_quantized(params: Any, changing: Any) -> tuple[Any, Any]:
       [3]
     """
     return jax.lax.optimization_barrier((params, changing))
+
+
+def _kernel_fits(x: jax.Array) -> bool:
+    return x.dtype != jnp.float64 and kernels.int8_dots_fit(x.shape[0])
+
+
+def _kernel_dots(x: jax.Array, matrices: Sequence[QuantizedMatrix]) -> list[jax.Array]:
+    pairs = [(matrix.values, matrix.scales) for matrix in matrices]
+    return kernels.int8_dots(x.astype(jnp.float32), pairs)
 
 
 def _single_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:

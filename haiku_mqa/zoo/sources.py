@@ -9,39 +9,10 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+from haiku_mqa._files import cache_folder
 from haiku_mqa.errors import FetchError
 from haiku_mqa.zoo import _download, _workspace
 from haiku_mqa.zoo.packaged_file import PackagedFile
-
-
-def cache_folder() -> Path:
-    """Returns the folder that fetched weights are kept in; it need not exist yet.
-
-    That is ``$HAIKU_MQA_CACHE`` where it is set, else ``haiku_mqa`` inside
-    ``$XDG_CACHE_HOME`` or ``~/.cache``.
-
-    Raises:
-      FetchError: No variable is set and there is no home folder.
-
-    Example:
-      >>> import os
-      >>> from unittest import mock
-      >>> with mock.patch.dict(os.environ, HAIKU_MQA_CACHE="/tmp/weights"):
-      ...     cache_folder().as_posix()
-      '/tmp/weights'
-    """
-    try:
-        if own := os.environ.get("HAIKU_MQA_CACHE"):
-            return Path(own).expanduser()
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        # The convention has relative paths ignored.
-        if not base.is_absolute():
-            base = Path.home() / ".cache"
-    except RuntimeError as error:
-        raise FetchError(
-            f"no cache folder: {error} Set HAIKU_MQA_CACHE to a folder."
-        ) from error
-    return base / "haiku_mqa"
 
 
 def cached_path(source: PackagedFile) -> Path:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from haiku_mqa._files import cache_folder
 from haiku_mqa.errors import FetchError
 from haiku_mqa.zoo import _download, _workspace
 from haiku_mqa.zoo.packaged_file import PackagedFile
-from haiku_mqa.zoo.sources import cache_folder, cached_path, fetch
+from haiku_mqa.zoo.sources import cached_path, fetch
 
 MEMBER = "tiny_weights/tiny.gguf"
 

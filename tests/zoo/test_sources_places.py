@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from haiku_mqa._files import cache_folder
 from haiku_mqa.errors import FetchError
-from haiku_mqa.zoo.sources import cache_folder, cached_path
+from haiku_mqa.zoo.sources import cached_path
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import time
 
 import pytest
 
+from haiku_mqa._files import cache_folder
 from haiku_mqa.zoo import _workspace
-from haiku_mqa.zoo.sources import cache_folder, cached_path, fetch
+from haiku_mqa.zoo.sources import cached_path, fetch
 
 SLOW_PIP = """
 import os, pathlib, signal, sys, time

@@ -1,0 +1,102 @@
+"""The kernels as functions of arrays, differentiable like what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from haiku_mqa.kernels.library import is_loaded
+
+_MOST_ROWS = 192  # from which on XLA's bfloat16 products are faster
+
+
+def int8_dots_fit(rows: int) -> bool:
+    """Returns whether ``int8_dots`` is at hand and the faster way.
+
+    Args:
+      rows: Of x.
+    """
+    return rows < _MOST_ROWS and is_loaded()
+
+
+def int8_dots(
+    x: jax.Array, matrices: Sequence[tuple[jax.Array, jax.Array]]
+) -> list[jax.Array]:
+    """Returns the products of rows with several int8 matrices, in one pass over them.
+
+    Rows are rounded to int16, 15 bits of it used, and sums are exact.
+
+    Args:
+      x: float32 ``[rows, in]``.
+      matrices: For each, values, int8 ``[out, in]``, and scales, float32 ``[out]``.
+
+    Returns:
+      For each, ``x @ (values * scales[:, None]).T``, float32 ``[rows, out]``.
+    """
+
+    def plainly(x: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+        pairs = zip(arrays[::2], arrays[1::2], strict=True)
+        return [(x @ values.astype(x.dtype).T) * scales for values, scales in pairs]
+
+    results = [
+        jax.ShapeDtypeStruct((x.shape[0], values.shape[0]), jnp.float32)
+        for values, _ in matrices
+    ]
+    call = jax.ffi.ffi_call("haiku_mqa_int8_dots", results, vmap_method="sequential")
+    return _differentiable(call, plainly)(x, *(a for pair in matrices for a in pair))
+
+
+def attend_fits(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
+    """Returns whether ``attend`` can and should be called.
+
+    Args:
+      query: ``[B, T, N, H]``.
+      key: ``[B, S, K, H]``.
+      value: ``[B, S, K, v]``.
+    """
+    return is_loaded() and all(x.dtype == jnp.float32 for x in (query, key, value))
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    scale: float,
+    plainly: Callable[..., jax.Array],
+) -> jax.Array:
+    """Returns attention; keys that stand before or after all that is seen are not read.
+
+    Args:
+      query: float32 ``[B, T, N, H]``.
+      key: float32 ``[B, K, S, H]``.
+      value: float32 ``[B, K, S, v]``.
+      mask: bool ``[B, T, S]``.
+      scale: Factor on the logits.
+      plainly: The same of the same arrays in JAX, for derivatives.
+
+    Returns:
+      float32 ``[B, T, N, v]``.
+    """
+    result = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[-1]), jnp.float32)
+    call = jax.ffi.ffi_call("haiku_mqa_attend", result, vmap_method="sequential")
+    return _differentiable(call, plainly)(query, key, value, mask, jnp.float32(scale))
+
+
+def _differentiable(
+    call: Callable[..., Any], plainly: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Returns a kernel's call with the derivatives of what it stands for."""
+
+    @jax.custom_jvp
+    def function(*arrays: jax.Array):
+        return call(*arrays)
+
+    @function.defjvp
+    def derivatives(primals: tuple, tangents: tuple):
+        return jax.jvp(plainly, primals, tangents)
+
+    return function

@@ -1,0 +1,563 @@
+// Kernels for decoding on a CPU, called by XLA through its foreign function interface.
+//
+// Plain C, which the compiler makes into the vector instructions of the machine that
+// it runs on: products of int16 and int8 become vpdpwssd, vpmaddwd, or smlal.
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#define PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define PAUSE() __asm__ volatile("yield")
+#else
+#define PAUSE() ((void)0)
+#endif
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// --- XLA's call ------------------------------------------------------------------------
+
+static const XLA_FFI_Buffer *argument(const XLA_FFI_CallFrame *call, int64_t i) {
+  return (const XLA_FFI_Buffer *)call->args.args[i];
+}
+
+static const XLA_FFI_Buffer *result(const XLA_FFI_CallFrame *call, int64_t i) {
+  return (const XLA_FFI_Buffer *)call->rets.rets[i];
+}
+
+// XLA asks at registration which version of its interface a kernel was built with.
+static bool answered_metadata(XLA_FFI_CallFrame *call) {
+  XLA_FFI_Extension_Base *extension = call->extension_start;
+  if (extension == NULL || extension->type != XLA_FFI_Extension_Metadata) return false;
+  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return true;
+}
+
+static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, const char *message) {
+  XLA_FFI_Error_Create_Args args = {
+      .struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
+      .message = message,
+      .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
+  };
+  return call->api->XLA_FFI_Error_Create(&args);
+}
+
+// --- Threads ---------------------------------------------------------------------------
+
+// Does one part of a job; no two at once have the same worker, 0 up to their number.
+typedef void Part(const void *job, int64_t part, int64_t worker);
+
+typedef struct {
+  atomic_llong next, done, holders, workers;
+  int64_t parts;
+  Part *run;
+  const void *job;
+} Shared;
+
+static void release(Shared *shared) {
+  if (atomic_fetch_sub(&shared->holders, 1) == 1) free(shared);
+}
+
+static void take_parts(Shared *shared) {
+  int64_t worker = atomic_fetch_add(&shared->workers, 1), part;
+  while ((part = atomic_fetch_add_explicit(&shared->next, 1, memory_order_relaxed)) <
+         shared->parts) {
+    shared->run(shared->job, part, worker);
+    atomic_fetch_add_explicit(&shared->done, 1, memory_order_release);
+  }
+}
+
+static void help(void *data) {
+  take_parts(data);
+  release(data);
+}
+
+static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
+  XLA_FFI_Error_Destroy_Args args = {
+      .struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
+  call->api->XLA_FFI_Error_Destroy(&args);
+}
+
+// Returns how many workers a job can have: XLA's threads, of which this is one.
+static int64_t count_workers(const XLA_FFI_CallFrame *call) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {
+      .struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
+      .ctx = call->ctx,
+      .num_threads = &threads,
+  };
+  XLA_FFI_Error *error = call->api->XLA_FFI_ThreadPool_NumThreads(&args);
+  if (error == NULL) return threads;
+  forget(call, error);
+  return 1;
+}
+
+// Runs all parts of a job, on this thread and on those of XLA that are free. One that
+// comes late finds nothing left, so that no one waits for it.
+static void run_parts(const XLA_FFI_CallFrame *call, int64_t workers, int64_t parts,
+                      Part *run, const void *job) {
+  int64_t helpers = smaller(workers, parts) - 1;
+  Shared *shared = helpers > 0 ? malloc(sizeof(Shared)) : NULL;
+  if (shared == NULL) {
+    for (int64_t part = 0; part < parts; ++part) run(job, part, 0);
+    return;
+  }
+  *shared = (Shared){.parts = parts, .run = run, .job = job};
+  atomic_init(&shared->next, 0);
+  atomic_init(&shared->done, 0);
+  atomic_init(&shared->workers, 0);
+  atomic_init(&shared->holders, helpers + 1);
+  for (int64_t i = 0; i < helpers; ++i) {
+    XLA_FFI_ThreadPool_Schedule_Args args = {
+        .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+        .ctx = call->ctx,
+        .task = help,
+        .data = shared,
+    };
+    XLA_FFI_Error *error = call->api->XLA_FFI_ThreadPool_Schedule(&args);
+    if (error == NULL) continue;
+    forget(call, error);
+    release(shared);
+  }
+  take_parts(shared);
+  while (atomic_load_explicit(&shared->done, memory_order_acquire) < parts) PAUSE();
+  release(shared);
+}
+
+// --- Products with int8 matrices -------------------------------------------------------
+
+enum {
+  kLine = 64,          // bytes, of a cache
+  kTile = 4,           // rows of x and of a matrix whose products are made together
+  kMatrixRows = 64,    // of a part
+  kRows = 64,          // of x, of a part
+  kLongestSum = 1024,  // products whose sum fits int32: 1024 * 127 * 16383 < 2^31
+};
+static const float kLargest = 16383.0f;
+
+static size_t aligned_size(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+typedef struct {
+  const int8_t *values;  // [out, in]
+  const float *scales;   // [out]
+  float *y;              // [rows, out]
+  int64_t out;
+  int64_t first_part;
+} Matrix;
+
+typedef struct {
+  const float *x;  // [rows, in]
+  int16_t *halves; // x as int16
+  float *units;    // [rows], what one of an int16 stands for; NaN for a row that is not
+                   // finite
+  int64_t rows, in;
+  const Matrix *matrices;
+  int64_t count;
+} Product;
+
+static void round_row(const void *job, int64_t row, int64_t worker) {
+  (void)worker;
+  const Product *p = job;
+  const float *x = p->x + row * p->in;
+  int16_t *halves = p->halves + row * p->in;
+  uint32_t largest_bits = 0; // of numbers without their sign, in the same order
+  for (int64_t i = 0; i < p->in; ++i) {
+    uint32_t bits;
+    memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffffu;
+    largest_bits = bits > largest_bits ? bits : largest_bits;
+  }
+  float largest;
+  memcpy(&largest, &largest_bits, 4);
+  bool is_finite = largest_bits < 0x7f800000u;
+  float unit = largest / kLargest;
+  // A row of zeros, or one so small that its unit is nothing, stays zeros.
+  float inverse = is_finite && unit > 1e-37f ? 1.0f / unit : 0.0f;
+  if (inverse == 0.0f) {
+    memset(halves, 0, p->in * sizeof(int16_t));
+    p->units[row] = is_finite ? 0.0f : NAN;
+    return;
+  }
+  for (int64_t i = 0; i < p->in; ++i) halves[i] = (int16_t)rintf(x[i] * inverse);
+  p->units[row] = unit;
+}
+
+// Sums the products of one row of x with kTile rows of a matrix.
+static inline void sum_row(const int16_t *restrict x, const int8_t *restrict w,
+                           int64_t in, int64_t size, int32_t *restrict sums) {
+  const int8_t *w0 = w, *w1 = w + in, *w2 = w + 2 * in, *w3 = w + 3 * in;
+  int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    s0 += (int32_t)x[i] * (int16_t)w0[i];
+    s1 += (int32_t)x[i] * (int16_t)w1[i];
+    s2 += (int32_t)x[i] * (int16_t)w2[i];
+    s3 += (int32_t)x[i] * (int16_t)w3[i];
+  }
+  sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
+}
+
+// Sums the products of kTile rows of x with kTile rows of a matrix. Written out, each
+// sum stays in a register; as arrays, they do not.
+static inline void sum_tile(const int16_t *restrict x, const int8_t *restrict w,
+                            int64_t in, int64_t size, int32_t *restrict sums) {
+  const int16_t *x0 = x, *x1 = x + in, *x2 = x + 2 * in, *x3 = x + 3 * in;
+  const int8_t *w0 = w, *w1 = w + in, *w2 = w + 2 * in, *w3 = w + 3 * in;
+  int32_t a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+  int32_t c0 = 0, c1 = 0, c2 = 0, c3 = 0, d0 = 0, d1 = 0, d2 = 0, d3 = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    int16_t v0 = w0[i], v1 = w1[i], v2 = w2[i], v3 = w3[i];
+    a0 += (int32_t)x0[i] * v0, a1 += (int32_t)x0[i] * v1;
+    a2 += (int32_t)x0[i] * v2, a3 += (int32_t)x0[i] * v3;
+    b0 += (int32_t)x1[i] * v0, b1 += (int32_t)x1[i] * v1;
+    b2 += (int32_t)x1[i] * v2, b3 += (int32_t)x1[i] * v3;
+    c0 += (int32_t)x2[i] * v0, c1 += (int32_t)x2[i] * v1;
+    c2 += (int32_t)x2[i] * v2, c3 += (int32_t)x2[i] * v3;
+    d0 += (int32_t)x3[i] * v0, d1 += (int32_t)x3[i] * v1;
+    d2 += (int32_t)x3[i] * v2, d3 += (int32_t)x3[i] * v3;
+  }
+  int32_t all[16] = {a0, a1, a2, a3, b0, b1, b2, b3,
+                     c0, c1, c2, c3, d0, d1, d2, d3};
+  memcpy(sums, all, sizeof(all));
+}
+
+static int32_t sum_one(const int16_t *restrict x, const int8_t *restrict w,
+                       int64_t size) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += (int32_t)x[i] * (int16_t)w[i];
+  return sum;
+}
+
+// Writes y[row .. row + rows, out .. out + outs], each at most kTile.
+static void write_tile(const Product *p, const Matrix *m, int64_t row, int64_t rows,
+                       int64_t out, int64_t outs) {
+  float sums[kTile * kTile] = {0};
+  for (int64_t i = 0; i < p->in; i += kLongestSum) {
+    int64_t size = smaller(kLongestSum, p->in - i);
+    const int16_t *x = p->halves + row * p->in + i;
+    const int8_t *w = m->values + out * p->in + i;
+    int32_t whole[kTile * kTile];
+    if (rows == kTile && outs == kTile) {
+      sum_tile(x, w, p->in, size, whole);
+    } else if (outs == kTile) {
+      for (int64_t r = 0; r < rows; ++r)
+        sum_row(x + r * p->in, w, p->in, size, whole + r * kTile);
+    } else {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < outs; ++c)
+          whole[r * kTile + c] = sum_one(x + r * p->in, w + c * p->in, size);
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < outs; ++c)
+        sums[r * kTile + c] += (float)whole[r * kTile + c];
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < outs; ++c)
+      m->y[(row + r) * m->out + out + c] =
+          sums[r * kTile + c] * p->units[row + r] * m->scales[out + c];
+}
+
+static void multiply_part(const void *job, int64_t part, int64_t worker) {
+  (void)worker;
+  const Product *p = job;
+  const Matrix *m = p->matrices;
+  int64_t row_parts = (p->rows + kRows - 1) / kRows;
+  int64_t matrix_part = part / row_parts;
+  int64_t row = part % row_parts * kRows, last_row = smaller(p->rows, row + kRows);
+  while (m + 1 < p->matrices + p->count && matrix_part >= m[1].first_part) ++m;
+  int64_t out = (matrix_part - m->first_part) * kMatrixRows;
+  int64_t last_out = smaller(m->out, out + kMatrixRows);
+  for (; out < last_out; out += kTile) {
+    // What is read once should come early, and leave no trace in the caches.
+    if (p->rows <= kTile) {
+      const int8_t *ahead = m->values + (out + 2 * kTile) * p->in;
+      for (int64_t i = 0; i < kTile * p->in; i += 64) __builtin_prefetch(ahead + i, 0, 0);
+    }
+    for (int64_t r = row; r < last_row; r += kTile)
+      write_tile(p, m, r, smaller(kTile, last_row - r), out,
+                 smaller(kTile, last_out - out));
+  }
+}
+
+// x f32 [rows, in]; then, of each matrix, values s8 [out, in] and scales f32 [out].
+// Returns, for each matrix, f32 [rows, out].
+XLA_FFI_Error *haiku_mqa_int8_dots(XLA_FFI_CallFrame *call) {
+  if (answered_metadata(call)) return NULL;
+  const XLA_FFI_Buffer *x = argument(call, 0);
+  int64_t count = call->rets.size;
+  Product p = {.x = x->data, .rows = x->dims[0], .in = x->dims[1], .count = count};
+  // Of every load that crosses two lines of the cache, half its speed is lost.
+  size_t halves = aligned_size(p.rows * p.in * sizeof(int16_t));
+  size_t units = aligned_size(p.rows * sizeof(float));
+  char *scratch = aligned_alloc(kLine, halves + units + aligned_size(count * sizeof(Matrix)));
+  if (scratch == NULL) return failed(call, "no memory for the rows of an int8 product");
+  p.halves = (int16_t *)scratch;
+  p.units = (float *)(scratch + halves);
+  Matrix *matrices = (Matrix *)(scratch + halves + units);
+  p.matrices = matrices;
+  int64_t workers = count_workers(call), parts = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const XLA_FFI_Buffer *values = argument(call, 1 + 2 * i);
+    matrices[i] = (Matrix){
+        .values = values->data,
+        .scales = argument(call, 2 + 2 * i)->data,
+        .y = result(call, i)->data,
+        .out = values->dims[0],
+        .first_part = parts,
+    };
+    parts += (values->dims[0] + kMatrixRows - 1) / kMatrixRows;
+  }
+  if (p.rows == 1) {
+    round_row(&p, 0, 0);
+  } else {
+    run_parts(call, workers, p.rows, round_row, &p);
+  }
+  int64_t row_parts = (p.rows + kRows - 1) / kRows;
+  run_parts(call, workers, parts * row_parts, multiply_part, &p);
+  free(scratch);
+  return NULL;
+}
+
+// --- Attention -------------------------------------------------------------------------
+
+enum {
+  kKeys = 64,    // of a block of keys that is turned, so that keys lie side by side
+  kValues = 64,  // numbers of values that are summed together
+  kFew = 8,      // queries of a key/value head, below which turning keys costs more
+};
+
+// A vector of the widest kind; the compiler makes several narrower ones of it where
+// there is none, and assumes nothing of where it lies.
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+enum { kLanes = sizeof(Lanes) / sizeof(float) };
+
+typedef struct {
+  const float *query;  // [B, T, N, H]
+  const float *key;    // [B, K, S, H]
+  const float *value;  // [B, K, S, V]
+  const uint8_t *mask; // [B, T, S], 0 or 1; of bool, loops are not made vectors
+  float *output;       // [B, T, N, V]
+  float *turned;       // [B, K, blocks, H, kKeys]; NULL where queries are few
+  float *weights;      // [workers, kTile, blocks * kKeys]
+  int64_t kv_heads, group, queries, length, size, value_size;
+  int64_t blocks;  // of keys
+  int64_t tiles;   // of a key/value head's queries: T * G of them, kTile each
+  float scale;
+} Attention;
+
+// Within two units in the last place, zero far below, and NaN where x is.
+static inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  float power = rintf(x * 1.44269504f);
+  float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
+  float sum = 1.9875691500e-4f;  // Cephes' polynomial
+  sum = sum * rest + 1.3981999507e-3f;
+  sum = sum * rest + 8.3334519073e-3f;
+  sum = sum * rest + 4.1665795894e-2f;
+  sum = sum * rest + 1.6666665459e-1f;
+  sum = sum * rest + 5.0000001201e-1f;
+  sum = sum * rest * rest + rest + 1.0f;
+  int32_t bits = ((int32_t)power + 127) << 23;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return sum * scale;
+}
+
+static void turn_block(const void *job, int64_t part, int64_t worker) {
+  (void)worker;
+  const Attention *a = job;
+  int64_t pair = part / a->blocks, first = part % a->blocks * kKeys;
+  int64_t count = smaller(kKeys, a->length - first);
+  const float *key = a->key + (pair * a->length + first) * a->size;
+  float *turned = a->turned + part * a->size * kKeys;
+  for (int64_t h = 0; h < a->size; ++h) {
+    for (int64_t s = 0; s < count; ++s) turned[h * kKeys + s] = key[s * a->size + h];
+    for (int64_t s = count; s < kKeys; ++s) turned[h * kKeys + s] = 0.0f;
+  }
+}
+
+// Writes the products of kTile queries with a block of turned keys.
+static void score_block(const float *const *queries, const float *turned, int64_t size,
+                        float *weights, int64_t stride) {
+  Lanes sums[kTile][kKeys / kLanes] = {0};
+  for (int64_t h = 0; h < size; ++h) {
+    Lanes keys[kKeys / kLanes];
+    for (int c = 0; c < kKeys / kLanes; ++c)
+      keys[c] = ((const Lanes *)(turned + h * kKeys))[c];
+    for (int r = 0; r < kTile; ++r)
+      for (int c = 0; c < kKeys / kLanes; ++c) sums[r][c] += queries[r][h] * keys[c];
+  }
+  for (int r = 0; r < kTile; ++r) memcpy(weights + r * stride, sums[r], sizeof(sums[r]));
+}
+
+static void score_keys(const float *query, const float *key, int64_t size, int64_t first,
+                       int64_t last, float *weights) {
+  for (int64_t s = first; s < last; ++s) {
+    float sum = 0.0f;
+    for (int64_t h = 0; h < size; ++h) sum += query[h] * key[s * size + h];
+    weights[s] = sum;
+  }
+}
+
+// Returns the largest of some numbers that are not NaN. As many runs as a vector has
+// lanes, since the order matters where one is: the compiler would not part a single run.
+static float greatest(const float *x, int64_t count) {
+  float largest[kLanes];
+  for (int l = 0; l < kLanes; ++l) largest[l] = -INFINITY;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int l = 0; l < kLanes; ++l)
+      largest[l] = x[i + l] > largest[l] ? x[i + l] : largest[l];
+  for (; i < count; ++i) largest[0] = x[i] > largest[0] ? x[i] : largest[0];
+  for (int l = 1; l < kLanes; ++l)
+    largest[0] = largest[l] > largest[0] ? largest[l] : largest[0];
+  return largest[0];
+}
+
+// Makes a query's products into weights that sum to one, or to zero where it sees none.
+static void normalize(float *restrict weights, const uint8_t *restrict mask, int64_t first,
+                      int64_t last, float scale) {
+  for (int64_t s = first; s < last; ++s)
+    weights[s] = mask[s] ? weights[s] * scale : -INFINITY;
+  float largest = greatest(weights + first, last - first), total = 0.0f;
+  for (int64_t s = first; s < last; ++s) {
+    // An infinite logit less itself is NaN, as it is elsewhere.
+    float weight = exponential(weights[s] - largest);
+    weights[s] = mask[s] ? weight : 0.0f;
+    total += weights[s];
+  }
+  float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+  for (int64_t s = first; s < last; ++s) weights[s] *= inverse;
+}
+
+// Writes what kTile queries make of kValues numbers of the values.
+static void sum_values(const float *weights, int64_t stride, const float *value,
+                       int64_t value_size, int64_t first, int64_t last,
+                       float *const *outputs, int64_t rows) {
+  Lanes sums[kTile][kValues / kLanes] = {0};
+  for (int64_t s = first; s < last; ++s) {
+    Lanes values[kValues / kLanes];
+    for (int c = 0; c < kValues / kLanes; ++c)
+      values[c] = ((const Lanes *)(value + s * value_size))[c];
+    for (int r = 0; r < kTile; ++r)
+      for (int c = 0; c < kValues / kLanes; ++c)
+        sums[r][c] += weights[r * stride + s] * values[c];
+  }
+  for (int64_t r = 0; r < rows; ++r) memcpy(outputs[r], sums[r], sizeof(sums[r]));
+}
+
+// Finds where the keys that a query sees begin and end, eight at a time.
+static void find_seen(const uint8_t *mask, int64_t length, int64_t *begin, int64_t *end) {
+  int64_t first = 0, last = length;
+  uint64_t eight = 0;
+  for (; first + 8 <= last; first += 8) {
+    memcpy(&eight, mask + first, 8);
+    if (eight != 0) break;
+  }
+  while (first < last && !mask[first]) ++first;
+  for (; last - 8 >= first; last -= 8) {
+    memcpy(&eight, mask + last - 8, 8);
+    if (eight != 0) break;
+  }
+  while (last > first && !mask[last - 1]) --last;
+  *begin = first, *end = last;
+}
+
+static void attend_tile(const void *job, int64_t part, int64_t worker) {
+  const Attention *a = job;
+  int64_t pair = part / a->tiles;  // of a row of the batch and a key/value head
+  int64_t row = part % a->tiles * kTile;
+  int64_t rows = smaller(kTile, a->queries * a->group - row);
+  int64_t batch = pair / a->kv_heads, stride = a->blocks * kKeys;
+  float *weights = a->weights + worker * kTile * stride;
+  const float *queries[kTile];
+  const uint8_t *masks[kTile];
+  float *outputs[kTile];
+  int64_t first = a->length, last = 0;  // of the keys that any of them sees
+  for (int64_t r = 0; r < kTile; ++r) {
+    int64_t i = row + smaller(r, rows - 1);  // the last one again, for what is missing
+    int64_t t = i / a->group, head = pair % a->kv_heads * a->group + i % a->group;
+    int64_t n = (batch * a->queries + t) * a->kv_heads * a->group + head;
+    queries[r] = a->query + n * a->size;
+    outputs[r] = a->output + n * a->value_size;
+    masks[r] = a->mask + (batch * a->queries + t) * a->length;
+    int64_t begin, end;
+    find_seen(masks[r], a->length, &begin, &end);
+    first = begin < end ? smaller(first, begin) : first;
+    last = end > last ? end : last;
+  }
+  first = smaller(first, last);
+  const float *key = a->key + pair * a->length * a->size;
+  if (a->turned != NULL) {
+    const float *turned = a->turned + pair * a->blocks * a->size * kKeys;
+    for (int64_t b = first / kKeys; b * kKeys < last; ++b)
+      score_block(queries, turned + b * a->size * kKeys, a->size, weights + b * kKeys,
+                  stride);
+  } else {
+    for (int64_t r = 0; r < rows; ++r)
+      score_keys(queries[r], key, a->size, first, last, weights + r * stride);
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    normalize(weights + r * stride, masks[r], first, last, a->scale);
+  const float *value = a->value + pair * a->length * a->value_size;
+  int64_t v = 0;
+  for (; v + kValues <= a->value_size; v += kValues) {
+    sum_values(weights, stride, value + v, a->value_size, first, last, outputs, rows);
+    for (int64_t r = 0; r < kTile; ++r) outputs[r] += kValues;
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t rest = 0; v + rest < a->value_size; ++rest) {
+      float sum = 0.0f;
+      for (int64_t s = first; s < last; ++s)
+        sum += weights[r * stride + s] * value[s * a->value_size + v + rest];
+      outputs[r][rest] = sum;
+    }
+}
+
+// query f32 [B, T, N, H], key f32 [B, K, S, H], value f32 [B, K, S, V], mask pred
+// [B, T, S], scale f32 []. Returns f32 [B, T, N, V].
+XLA_FFI_Error *haiku_mqa_attend(XLA_FFI_CallFrame *call) {
+  if (answered_metadata(call)) return NULL;
+  const XLA_FFI_Buffer *query = argument(call, 0), *key = argument(call, 1);
+  const XLA_FFI_Buffer *value = argument(call, 2);
+  int64_t pairs = key->dims[0] * key->dims[1];
+  Attention a = {
+      .query = query->data,
+      .key = key->data,
+      .value = value->data,
+      .mask = argument(call, 3)->data,
+      .scale = *(const float *)argument(call, 4)->data,
+      .output = result(call, 0)->data,
+      .kv_heads = key->dims[1],
+      .group = query->dims[2] / key->dims[1],
+      .queries = query->dims[1],
+      .length = key->dims[2],
+      .size = query->dims[3],
+      .value_size = value->dims[3],
+      .blocks = (key->dims[2] + kKeys - 1) / kKeys,
+  };
+  a.tiles = (a.queries * a.group + kTile - 1) / kTile;
+  size_t turned = a.queries * a.group < kFew
+                      ? 0
+                      : pairs * a.blocks * a.size * kKeys * sizeof(float);
+  int64_t workers = count_workers(call);
+  size_t weights = workers * kTile * a.blocks * kKeys * sizeof(float);
+  char *scratch = aligned_alloc(kLine, aligned_size(turned) + aligned_size(weights));
+  if (scratch == NULL) return failed(call, "no memory for the weights of attention");
+  a.weights = (float *)(scratch + aligned_size(turned));
+  if (turned > 0) {
+    a.turned = (float *)scratch;
+    run_parts(call, workers, pairs * a.blocks, turn_block, &a);
+  }
+  run_parts(call, workers, pairs * a.tiles, attend_tile, &a);
+  free(scratch);
+  return NULL;
+}

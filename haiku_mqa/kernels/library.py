@@ -1,0 +1,87 @@
+"""The compiled kernels: where they lie, and how XLA comes to know them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import warnings
+from pathlib import Path
+
+import jax
+
+from haiku_mqa._files import cache_folder
+
+SOURCE = Path(__file__).with_name("cpu.c")
+TARGETS = ("haiku_mqa_int8_dots", "haiku_mqa_attend")
+_SWITCH = "HAIKU_MQA_KERNELS"
+
+
+def library_path() -> Path:
+    """Returns where the library for this machine lies, built or not.
+
+    Its name holds a digest of the source, of jaxlib's version and of the processor,
+    so that what was built for others is never loaded.
+
+    Raises:
+      FetchError: There is no cache folder.
+
+    Example:
+      >>> library_path().suffix
+      '.so'
+    """
+    digest = hashlib.sha256(SOURCE.read_bytes())
+    for part in (importlib.metadata.version("jaxlib"), *_processor()):
+        digest.update(part.encode() + b"\0")
+    return cache_folder() / "kernels" / f"cpu-{digest.hexdigest()[:16]}.so"
+
+
+def find() -> Path | None:
+    """Returns the library for this machine, or ``None`` where it was never built.
+
+    Raises:
+      FetchError: There is no cache folder.
+    """
+    path = library_path()
+    return path if path.is_file() else None
+
+
+@functools.cache
+def is_loaded() -> bool:
+    """Returns whether the kernels are at hand, having loaded them where they are.
+
+    The first answer counts for the whole process: programs that were compiled keep
+    what they were compiled with.
+    """
+    if os.environ.get(_SWITCH, "on").lower() in ("off", "0"):
+        return False
+    if jax.default_backend() != "cpu" or (path := find()) is None:
+        return False
+    try:
+        library = ctypes.CDLL(str(path))
+        handlers = [jax.ffi.pycapsule(getattr(library, name)) for name in TARGETS]
+    except (OSError, AttributeError) as error:
+        warnings.warn(
+            f"{path} cannot be loaded, and is done without: {error}; "
+            "`haiku-mqa kernels build` makes it anew",
+            stacklevel=2,
+        )
+        return False
+    for name, handler in zip(TARGETS, handlers, strict=True):
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return True
+
+
+def _processor() -> tuple[str, ...]:
+    """Returns what decides which instructions there are."""
+    kind = (platform.system(), platform.machine())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return (*kind, platform.processor())
+    # The first processor's alone: the words for what it can do are each one's.
+    flags = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    return (*kind, flags)
