@@ -19,13 +19,10 @@ from haiku_mqa.training.optimizer import (
 )
 from haiku_mqa.training.optimizer_config import OptimizerConfig, learning_rate_at
 from haiku_mqa.training.packing import PackedDocuments
-from haiku_mqa.training.run.config import (
-    DataConfig,
-    RunConfig,
-    load_run_config,
-    recipe_names,
-)
-from haiku_mqa.training.run.loop import TrainResult, train
+from haiku_mqa.training.run.config import RunConfig
+from haiku_mqa.training.run.data_config import DataConfig
+from haiku_mqa.training.run.recipes import load_run_config, recipe_names
+from haiku_mqa.training.run.train import TrainResult, train
 from haiku_mqa.training.state import (
     Metrics,
     TrainingBatch,

@@ -3,115 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
-from haiku_mqa._arguments import is_number, whole_number
+from haiku_mqa._arguments import is_number
 from haiku_mqa.config import DecoderConfig, DType
-from haiku_mqa.errors import unknown_name
-from haiku_mqa.text.tokenizer import TokenizerKind
 from haiku_mqa.training.optimizer_config import OptimizerConfig
+from haiku_mqa.training.run.data_config import DataConfig
+from haiku_mqa.training.run.fields import (
+    names,
+    of_part,
+    require_choice,
+    require_fields,
+    take_whole,
+)
+from haiku_mqa.training.run.settings import with_settings
 
-Packing = Literal["windows", "documents"]
-Loader = Literal["memory", "grain"]
-
-_RECIPES = Path(__file__).parent.parent / "recipes"
 # These follow from others, and so are written down only where they were given.
 _DERIVED = ("key_size", "value_size", "max_length")
-_MODEL = tuple(
-    field.name
-    for field in dataclasses.fields(DecoderConfig)
-    if field.name != "vocab_size"
+_MODEL = tuple(name for name in names(DecoderConfig) if name != "vocab_size")
+_PARTS = {
+    "model": _MODEL,
+    "data": names(DataConfig),
+    "optimizer": names(OptimizerConfig),
+}
+_EVERY = (
+    "eval_every",
+    "checkpoint_every",
+    "log_every",
+    "sample_every",
+    "sample_tokens",
 )
-_SMALLEST_BPE = 257  # the bytes, and the token that ends a text
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What a run reads, and in what pieces.
-
-    Attributes:
-      source: A file, a folder or a ``.jsonl`` file, as ``read_corpus`` takes it; the
-        corpus in the package if ``None``.
-      tokenizer: ``"characters"``, ``"bytes"`` or ``"bpe"``, made from the corpus.
-      vocab_size: V, for ``"bpe"`` alone, which needs it.
-      validation: The share of characters, at the end, that is held out.
-      packing: ``"windows"`` cuts rows anywhere out of the whole text;
-        ``"documents"`` lays whole documents into rows, and none sees another.
-      loader: ``"memory"`` makes a batch when it is asked for, ``"grain"`` ahead of
-        time (needs the extra ``grain``). The batches are the same.
-      seq_len: T, tokens in a row.
-      batch_size: B, rows in a batch.
-      eval_batch_size: Rows read at once for validation; ``batch_size`` if ``None``.
-
-    Raises:
-      ValueError: A field is out of what is allowed; the message names it, its
-        value, and what is.
-
-    Example:
-      >>> DataConfig(tokenizer="bpe", vocab_size=1024).seq_len
-      128
-      >>> DataConfig(tokenizer="word")
-      Traceback (most recent call last):
-      ValueError: unknown tokenizer 'word': Allowed: bpe, bytes, characters
-    """
-
-    source: str | None = None
-    tokenizer: TokenizerKind = "characters"
-    vocab_size: int | None = None
-    validation: float = 0.1
-    packing: Packing = "windows"
-    loader: Loader = "memory"
-    seq_len: int = 128
-    batch_size: int = 16
-    eval_batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.source is not None:
-            _take_path(self)
-        for name, choices in (
-            ("tokenizer", TokenizerKind),
-            ("packing", Packing),
-            ("loader", Loader),
-        ):
-            _require_choice(name, getattr(self, name), get_args(choices))
-        if self.tokenizer == "bpe":
-            _take_whole(self, "vocab_size", _SMALLEST_BPE)
-        elif self.vocab_size is not None:
-            raise ValueError(
-                f"vocab_size must be None where tokenizer = {self.tokenizer!r}, which "
-                f"has its own, got {self.vocab_size!r}"
-            )
-        if not is_number(self.validation) or not 0 < self.validation < 1:
-            raise ValueError(
-                f"validation must be a number in (0, 1), got {self.validation!r}"
-            )
-        _take_whole(self, "seq_len", 1)
-        _take_whole(self, "batch_size", 1)
-        if self.eval_batch_size is not None:
-            _take_whole(self, "eval_batch_size", 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain data that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DataConfig:
-        """Returns the config that ``to_dict`` wrote.
-
-        Args:
-          data: Field names to plain values.
-
-        Raises:
-          ValueError: A name is no field (with the nearest that is), or a value is
-            not allowed.
-        """
-        _require_fields("DataConfig", data, _names(cls))
-        return cls(**data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,17 +103,17 @@ class RunConfig:
                     f"{name} must be of {kind.__name__}, got {getattr(self, name)!r}"
                 )
         self._take_model()
-        _take_whole(self, "seed", 0, 2**32 - 1)
+        take_whole(self, "seed", 0, 2**32 - 1)
         for name in _EVERY:
-            _take_whole(self, name, 1)
-        _take_whole(self, "max_skipped", 0)
+            take_whole(self, name, 1)
+        take_whole(self, "max_skipped", 0)
         for name in ("remat", "scan_layers"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
                     f"{name} must be True or False, got {getattr(self, name)!r}"
                 )
         if self.compute_dtype is not None:
-            _require_choice("compute_dtype", self.compute_dtype, get_args(DType))
+            require_choice("compute_dtype", self.compute_dtype, get_args(DType))
         decay = self.average_decay
         if decay is not None and not (is_number(decay) and 0 < decay < 1):
             raise ValueError(f"average_decay must be a number in (0, 1), got {decay!r}")
@@ -233,7 +155,8 @@ class RunConfig:
             not allowed.
 
         Example:
-          >>> config = load_run_config("default")
+          >>> config = RunConfig(
+          ...     model=dict(num_layers=2, num_heads=4, d_model=64, d_ff=256))
           >>> config.with_settings(["data.tokenizer=bytes", "seed=7"]).seed
           7
           >>> config.with_settings(["sed=7"])
@@ -241,25 +164,11 @@ class RunConfig:
           ValueError: unknown setting 'sed': did you mean 'seed'? See RunConfig
         """
         data = self.to_dict()
-        parts = {"model": data["model"], "data": data["data"]}
-        parts["optimizer"] = data["optimizer"]
         optimizer = self.optimizer
         if optimizer == dataclasses.replace(optimizer, decay_steps=cast(int, None)):
             # It was no wish, but followed from a length that may now be another.
-            del parts["optimizer"]["decay_steps"]
-        for setting in settings:
-            path, equals, text = setting.partition("=")
-            path = path.strip()
-            if not equals:
-                raise ValueError(
-                    f"setting {setting!r} must be FIELD=VALUE, such as "
-                    "optimizer.learning_rate=3e-4"
-                )
-            if path not in _paths():
-                raise _unknown_setting(path)
-            part, dot, name = path.partition(".")
-            (parts[part] if dot else data)[name if dot else path] = _value(text)
-        return RunConfig.from_dict(data)
+            del data["optimizer"]["decay_steps"]
+        return RunConfig.from_dict(with_settings(data, settings, _PARTS))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain data that JSON can hold."""
@@ -285,7 +194,7 @@ class RunConfig:
           ValueError: A name is no field (with the nearest that is), ``model`` or
             one of its sizes is missing, or a value is not allowed.
         """
-        _require_fields("RunConfig", data, _names(cls))
+        require_fields("RunConfig", data, names(cls))
         if "model" not in data:
             raise ValueError("RunConfig field is missing: model")
         fields = dict(data)
@@ -294,7 +203,7 @@ class RunConfig:
                 continue
             if not isinstance(data[name], Mapping):
                 raise ValueError(f"{name} must have fields, got {data[name]!r}")
-            fields[name] = _of_part(name, part.from_dict, data[name])
+            fields[name] = of_part(name, part.from_dict, data[name])
         return cls(**fields)
 
     def _take_model(self) -> None:
@@ -307,7 +216,7 @@ class RunConfig:
                 f"{given['vocab_size']!r}"
             )
         fields = {"max_length": self.data.seq_len, **given, "vocab_size": 1}
-        config = _of_part("model", DecoderConfig.from_dict, fields)
+        config = of_part("model", DecoderConfig.from_dict, fields)
         if config.max_length < self.data.seq_len:
             raise ValueError(
                 f"data.seq_len must be at most model.max_length = "
@@ -316,135 +225,5 @@ class RunConfig:
         # Defaults are written down: another version's may differ.
         whole = config.to_dict()
         given = {name: value for name, value in given.items() if value is not None}
-        names = [name for name in _MODEL if name not in _DERIVED or name in given]
-        object.__setattr__(self, "model", {name: whole[name] for name in names})
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Returns the names of the runs that come with the package.
-
-    Example:
-      >>> "default" in recipe_names()
-      True
-    """
-    return tuple(sorted(path.stem for path in _RECIPES.glob("*.json")))
-
-
-def load_run_config(name_or_path: str | os.PathLike[str] = "default") -> RunConfig:
-    """Returns the config of a recipe, of a file, or of a run that began.
-
-    Args:
-      name_or_path: A name of ``recipe_names``; or a JSON file of ``RunConfig``'s
-        fields, of which all but ``model`` may be left out; or a run's folder.
-
-    Returns:
-      The config.
-
-    Raises:
-      ValueError: There is no such recipe (the nearest is named) or file, or the
-        file is no run config; the message says why.
-
-    Example:
-      >>> load_run_config("nanogpt-cpu").optimizer.total_steps
-      2000
-    """
-    path = Path(name_or_path)
-    text = os.fspath(name_or_path)
-    if text in recipe_names():
-        path = _RECIPES / f"{text}.json"
-    elif path.is_dir():
-        path = path / "run.json"
-        if not path.exists():
-            raise ValueError(f"{text} holds no run: there is no run.json in it")
-    elif not path.exists():
-        if path.suffix == ".json" or len(path.parts) > 1:
-            raise ValueError(f"run config {text!r}: there is no such file")
-        raise unknown_name("recipe", text, recipe_names())
-    try:
-        data = json.loads(path.read_bytes())
-        if isinstance(data, dict) and "format" in data:  # a run wrote it
-            data = data.get("config")
-        if not isinstance(data, dict):
-            raise ValueError(f"it must be an object, got {data!r:.40}")
-        return RunConfig.from_dict(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no run config: {error}") from None
-
-
-# --- Settings -------------------------------------------------------------------------
-
-
-def _paths() -> list[str]:
-    plain = [name for name in _names(RunConfig) if name not in _PARTS]
-    inner = [f"{part}.{name}" for part, names in _PARTS.items() for name in names]
-    return plain + inner
-
-
-def _unknown_setting(path: str) -> ValueError:
-    part = path.partition(".")[0]
-    if "." in path and part in _PARTS:
-        return unknown_name("setting", path, [f"{part}.{n}" for n in _PARTS[part]])
-    # All of them are too many to read, so only the nearest is told.
-    ends = [known for known in _paths() if known.rpartition(".")[2] == path]
-    near = ends or difflib.get_close_matches(path, _paths(), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ValueError(f"unknown setting {path!r}: {hint}See RunConfig")
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-# --- Checks ---------------------------------------------------------------------------
-
-
-def _names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
-
-
-def _of_part(name: str, make: Any, fields: Mapping[str, Any]) -> Any:
-    try:
-        return make(fields)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _require_fields(what: str, data: Mapping[str, Any], fields: Iterable[str]) -> None:
-    for name in data:
-        if name not in fields:
-            raise unknown_name(f"{what} field", name, fields)
-
-
-def _take_whole(config: Any, name: str, least: int, most: int | None = None) -> None:
-    number = whole_number(name, getattr(config, name), least, most)
-    object.__setattr__(config, name, number)
-
-
-def _take_path(config: DataConfig) -> None:
-    source = config.source
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-    if not path or not isinstance(path, str):
-        raise ValueError(f"source must be the path of a text, got {source!r}")
-    object.__setattr__(config, "source", path)
-
-
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise unknown_name(name, str(value), choices)
-
-
-_PARTS = {
-    "model": _MODEL,
-    "data": tuple(_names(DataConfig)),
-    "optimizer": tuple(_names(OptimizerConfig)),
-}
-_EVERY = (
-    "eval_every",
-    "checkpoint_every",
-    "log_every",
-    "sample_every",
-    "sample_tokens",
-)
+        kept = [name for name in _MODEL if name not in _DERIVED or name in given]
+        object.__setattr__(self, "model", {name: whole[name] for name in kept})

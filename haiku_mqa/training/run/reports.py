@@ -43,7 +43,7 @@ class Reports:
 
     Example:
       >>> import tempfile
-      >>> from haiku_mqa.training.run.config import load_run_config
+      >>> from haiku_mqa.training.run.recipes import load_run_config
       >>> folder = Path(tempfile.mkdtemp())
       >>> reports = Reports(folder, load_run_config("default"))
       >>> reports.resume_at(0)

@@ -19,7 +19,7 @@ from haiku_mqa.training.data import (
 )
 from haiku_mqa.training.grain_loader import batches_ahead, import_grain
 from haiku_mqa.training.packing import PackedDocuments
-from haiku_mqa.training.run.config import DataConfig
+from haiku_mqa.training.run.data_config import DataConfig
 
 
 class Source(Protocol):

@@ -17,8 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(folder, steps, slow, log, every, pace):
-    from haiku_mqa.training.run import loop
     from haiku_mqa.training.run.events import Evaluated, Saved, Started, Stepped
+    from haiku_mqa.training.run.train import train
     from tests.training.run.runs import CORPUS, longer
 
     if slow:  # saves take time, so that kills fall into them
@@ -53,7 +53,7 @@ def main(folder, steps, slow, log, every, pace):
 
     config = longer(steps, eval_every=every, checkpoint_every=every)
     print("ready", flush=True)
-    result = loop.train(config, CORPUS, out=folder, on_event=on_event)
+    result = train(config, CORPUS, out=folder, on_event=on_event)
     print(f"stopped {result.stopped}", flush=True)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import haiku_mqa
 from haiku_mqa.training import Corpus, OptimizerConfig
-from haiku_mqa.training.run.config import DataConfig, RunConfig
+from haiku_mqa.training.run.config import RunConfig
+from haiku_mqa.training.run.data_config import DataConfig
 
 REPOSITORY = Path(haiku_mqa.__file__).parents[1]
 CORPUS = Corpus(("to be or not to be, that is the question. " * 20,), name="hamlet")

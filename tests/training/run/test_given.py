@@ -13,7 +13,7 @@ import haiku_mqa as hm
 from haiku_mqa.text import ByteTokenizer, CharacterTokenizer
 from haiku_mqa.training import Corpus, OptimizerConfig
 from haiku_mqa.training.run.events import Evaluated, Started, Stepped
-from haiku_mqa.training.run.loop import train
+from haiku_mqa.training.run.train import train
 from tests.training.run.runs import CONFIG, CORPUS, longer, metrics_of
 
 # Two heads, so that there is something to share.

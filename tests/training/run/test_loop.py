@@ -30,9 +30,9 @@ from haiku_mqa.training.run.events import (
     Stopped,
 )
 from haiku_mqa.training.run.folder import RunFolder
-from haiku_mqa.training.run.loop import train
 from haiku_mqa.training.run.programs import make_programs
 from haiku_mqa.training.run.sources import batches_from, make_data, make_tokenizer
+from haiku_mqa.training.run.train import train
 from tests.training.run.runs import CONFIG, CORPUS, REPOSITORY, longer, metrics_of
 
 SAME = 1e-6
@@ -172,7 +172,7 @@ def test_run_without_a_folder_is_the_same_run(whole):
 def test_run_without_a_folder_needs_no_orbax():
     program = (
         "import sys; from tests.training.run.runs import *; "
-        "from haiku_mqa.training.run.loop import train; train(longer(3), CORPUS); "
+        "from haiku_mqa.training.run.train import train; train(longer(3), CORPUS); "
         "print('orbax' in sys.modules)"
     )
     command = [sys.executable, "-c", program]
