@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -81,3 +82,57 @@ class PluginDecoder:
         new = text[self._shown :]
         self._shown = len(text)
         return new
+
+
+class StoppedText:
+    """Text of tokens, up to the first of some texts, of which none is ever shown.
+
+    Example:
+      >>> class Letters:
+      ...     def push(self, token): return chr(token)
+      ...     def finish(self): return ""
+      >>> text = StoppedText(Letters(), ["bc"])
+      >>> [text.push(ord(letter)) for letter in "abaabc"], text.is_stopped
+      (['a', '', 'ba', 'a', '', ''], True)
+    """
+
+    def __init__(self, decoder: Decoder, stops: Sequence[str]):
+        """Begins a text.
+
+        Args:
+          decoder: What makes text of tokens.
+          stops: Where it ends; none is empty.
+        """
+        self.is_stopped = False
+        self.length = 0
+        self._decoder = decoder
+        self._stops = tuple(stops)
+        self._held = ""  # what may be the beginning of a stop
+
+    def push(self, token: int) -> str:
+        """Returns the text that may be shown now that a token has come."""
+        new = self._decoder.push(token)
+        self.length += len(new)
+        text = self._cut(self._held + new)
+        kept = 0 if self.is_stopped else self._overlap(text)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def finish(self) -> str:
+        """Returns what is left where no more tokens come."""
+        return self._cut(self._held + self._decoder.finish())
+
+    def _cut(self, text: str) -> str:
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if not places:
+            return text
+        self.is_stopped = True
+        return text[: min(places)]
+
+    def _overlap(self, text: str) -> int:
+        """Returns how many letters at the end may begin a stop."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0

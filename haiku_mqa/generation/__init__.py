@@ -3,7 +3,7 @@
 from haiku_mqa.generation.beam import BeamResult, beam_search
 from haiku_mqa.generation.conversation import Conversation
 from haiku_mqa.generation.engine import Engine
-from haiku_mqa.generation.generate import GenerationResult, generate, stream
+from haiku_mqa.generation.generate import GenerationResult, Step, generate, stream
 from haiku_mqa.generation.prefix import Prefix, read_prefix
 from haiku_mqa.generation.proposers import Draft, PromptLookup
 from haiku_mqa.generation.request import Request, RequestResult
@@ -22,6 +22,7 @@ __all__ = [
     "RequestResult",
     "Sampling",
     "SpeculativeResult",
+    "Step",
     "beam_search",
     "generate",
     "read_prefix",

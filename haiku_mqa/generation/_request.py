@@ -13,7 +13,9 @@ import numpy as np
 from haiku_mqa._arguments import whole_number
 from haiku_mqa.checks import check_params
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.generation._past import Past, checked_past
 from haiku_mqa.generation.loop import CHUNK
+from haiku_mqa.generation.prefix import Prefix
 from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.generation.stop import StopStrings
 from haiku_mqa.model import Model, Params
@@ -40,6 +42,7 @@ class Request:
       allowed_tokens: Row and its new tokens to what may come next.
       chunk: How many tokens are chosen between two looks by the host.
       with_logprobs: Whether log-probabilities are wanted.
+      past: What every row had read, and what it reads into.
     """
 
     model: Model
@@ -54,6 +57,7 @@ class Request:
     allowed_tokens: AllowedTokens | None
     chunk: int
     with_logprobs: bool
+    past: Past
 
     @property
     def num_rows(self) -> int:
@@ -81,12 +85,15 @@ def checked_request(
     tokenizer: AnyTokenizer | None,
     allowed_tokens: AllowedTokens | None,
     chunk: int,
-    with_logprobs: bool = False,
+    logprobs: bool = False,
+    prefix: Prefix | None = None,
+    cache_dtype: jax.typing.DTypeLike | None = None,
+    ring_cache: bool = False,
 ) -> Request:
     """Returns what is asked for, or says what is wrong with it.
 
     Args:
-      model: As ``generate``; likewise all but the last two.
+      model: As ``generate``; likewise all but ``chunk``.
       params: See there.
       prompts: See there.
       max_new_tokens: See there.
@@ -98,7 +105,10 @@ def checked_request(
       tokenizer: See there.
       allowed_tokens: See there.
       chunk: As ``stream``.
-      with_logprobs: Whether log-probabilities are wanted.
+      logprobs: As ``generate``.
+      prefix: See there.
+      cache_dtype: See there.
+      ring_cache: See there.
 
     Returns:
       The request.
@@ -112,7 +122,8 @@ def checked_request(
     if allowed_tokens is not None and chunk != 1:
         raise ValueError(f"chunk must be 1 with allowed_tokens, got {chunk}")
     num_samples = whole_number("num_samples", num_samples)
-    check_prompts(prompts, max_new_tokens, model.config)
+    past = checked_past(model, prefix, cache_dtype, ring_cache)
+    check_prompts(prompts, max_new_tokens, model.config, len(past.tokens))
     check_ids("end_tokens", end_tokens, model.config.vocab_size)
     samplings = _one_a_prompt(sampling, len(prompts))
     for each in samplings:
@@ -139,7 +150,8 @@ def checked_request(
         stops=stops if len(stop) else None,
         allowed_tokens=allowed_tokens,
         chunk=chunk,
-        with_logprobs=with_logprobs,
+        with_logprobs=logprobs,
+        past=past,
     )
 
 
@@ -164,7 +176,10 @@ def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
 
 
 def check_prompts(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int, config: DecoderConfig
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    config: DecoderConfig,
+    before: int = 0,
 ) -> None:
     """Raises ``ValueError`` where a prompt cannot be continued.
 
@@ -172,6 +187,8 @@ def check_prompts(
       prompts: One list of token ids for each row.
       max_new_tokens: How many tokens follow at most.
       config: Of the model.
+      before: How many tokens each row had read; where there are any, a prompt may be
+        empty.
 
     Raises:
       ValueError: Names the first prompt that is empty, too long or none.
@@ -185,12 +202,13 @@ def check_prompts(
                 f"{name} must be a list of token ids, got {prompt!r}; a single "
                 "prompt is a list of one list"
             )
-        if not len(prompt):
+        if not before and not len(prompt):
             raise ValueError(f"{name} must hold at least one token id, and is empty")
         check_ids(name, prompt, config.vocab_size)
-        if len(prompt) + max_new_tokens > config.max_length:
+        if before + len(prompt) + max_new_tokens > config.max_length:
+            behind = f" behind a prefix of {before}" if before else ""
             raise ValueError(
-                f"{name} has {len(prompt)} tokens and max_new_tokens is "
+                f"{name} has {len(prompt)} tokens{behind} and max_new_tokens is "
                 f"{max_new_tokens}: together more than max_length = "
                 f"{config.max_length}"
             )

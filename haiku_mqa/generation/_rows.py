@@ -11,11 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa.generation import loop
+from haiku_mqa.generation._padding import padded
 from haiku_mqa.generation._request import Request, check_ids
 from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.loop import Settings, State
 
 FinishReason = Literal["end", "length", "stop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What each row got since the step before.
+
+    Attributes:
+      tokens: Its new tokens; none where it had ended.
+      finish_reasons: Why it has ended, as in ``GenerationResult``; ``None`` where it
+        goes on.
+      logprobs: The log-probability of each of its new tokens; ``None`` where nobody
+        asked.
+
+    Example:
+      >>> Step(tokens=[[5], []], finish_reasons=[None, "end"]).tokens[0]
+      [5]
+    """
+
+    tokens: list[list[int]]
+    finish_reasons: list[FinishReason | None]
+    logprobs: list[list[float]] | None = None
 
 
 @dataclasses.dataclass
@@ -34,16 +56,13 @@ class Row:
 
     def take(
         self, request: Request, tokens: Sequence[int], logprobs: Sequence[float]
-    ) -> list[int]:
+    ) -> None:
         """Takes what was chosen for it, up to where it ends.
 
         Args:
           request: What was asked for.
           tokens: Chosen one after another.
           logprobs: Of each of them; empty where nobody asked.
-
-        Returns:
-          The tokens that it took.
         """
         seen = len(self.tokens)
         ends = [place for place, t in enumerate(tokens) if t in request.end_tokens]
@@ -58,18 +77,17 @@ class Row:
         elif self.reason is None and len(self.tokens) == request.max_new_tokens:
             self.reason = "length"
         self.logprobs += logprobs[: len(self.tokens) - seen]
-        return self.tokens[seen:]
 
 
-def steps(request: Request, rows: Sequence[Row]) -> Iterator[list[list[int]]]:
-    """Yields the new tokens of each row as they are chosen.
+def steps(request: Request, rows: Sequence[Row]) -> Iterator[Step]:
+    """Yields what each row gets, as it is chosen.
 
     Args:
       request: What is asked for.
       rows: As many as it has, empty; each is told what it gets.
 
     Yields:
-      For each row its new tokens; none where it has ended.
+      What each row got.
 
     Raises:
       ValueError: ``allowed_tokens`` returned no token, or ids that are none.
@@ -81,7 +99,7 @@ def steps(request: Request, rows: Sequence[Row]) -> Iterator[list[list[int]]]:
     settings = Settings(
         dials=Dials.of(request.samplings, vocab_size),
         rngs=request.rngs,
-        end_tokens=jnp.asarray(list(request.end_tokens), jnp.int32),
+        end_tokens=jax.device_put(np.array(request.end_tokens, np.int32)),
         allowed=_allowed(request, rows),
     )
     state = _begun(request, settings)
@@ -101,58 +119,24 @@ def steps(request: Request, rows: Sequence[Row]) -> Iterator[list[list[int]]]:
         left -= count
 
 
-def bucket(length: int) -> int:
-    """Returns the padded length for a length: a power of two, or three quarters of one.
-
-    Args:
-      length: In tokens, >= 1.
-
-    Returns:
-      The least bucket of at least ``length``, and at least 16.
-
-    Example:
-      >>> [bucket(length) for length in (1, 17, 25, 100, 130)]
-      [16, 24, 32, 128, 192]
-    """
-    power = 16
-    while power < length:
-        power *= 2
-    return max(16, power * 3 // 4 if power * 3 // 4 >= length else power)
-
-
-def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts as one array, int32 ``[P, T]``, T a bucket, and their lengths.
-
-    Args:
-      prompts: Lists of token ids, none empty.
-
-    Example:
-      >>> tokens, lengths = padded([[5, 6], [7]])
-      >>> tokens.shape, lengths.tolist()
-      ((2, 16), [2, 1])
-    """
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    tokens = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    return tokens, lengths
-
-
 def _begun(request: Request, settings: Settings) -> State:
     model, params = request.model, request.params
     tokens, lengths = padded(request.prompts)
-    room = bucket(int(lengths.max()) + request.max_new_tokens)
-    cache = model.init_cache(len(lengths), room)
+    cache, before = request.past.begun(
+        model, len(lengths), int(lengths.max()) + request.max_new_tokens
+    )
     wanted, samples = request.with_logprobs, request.num_samples
     if samples == 1:
-        return loop.prefill(model, params, tokens, lengths, cache, settings, wanted)
-    logits, cache = loop.read(model, params, tokens, lengths, cache)
-    return loop.begin(logits, cache, tokens, lengths, settings, samples, wanted)
+        return loop.prefill(
+            model, params, tokens, lengths, cache, settings, wanted, before
+        )
+    logits, cache = loop.read(model, params, tokens, lengths, cache, before)
+    return loop.begin(logits, cache, tokens, lengths, settings, samples, wanted, before)
 
 
 def _taken(
     request: Request, rows: Sequence[Row], tokens: jax.Array, logprobs: jax.Array | None
-) -> list[list[int]]:
+) -> Step:
     chosen = np.asarray(tokens)
     broken = (chosen == -1).any(axis=1)
     if broken.any():
@@ -167,10 +151,16 @@ def _taken(
             "haiku_mqa.checks.check_finite"
         )
     likely = np.asarray(logprobs) if logprobs is not None else np.zeros((len(rows), 0))
-    return [
+    seen = [len(row.tokens) for row in rows]
+    for row, mine, theirs in zip(rows, chosen, likely, strict=True):
         row.take(request, [t for t in mine.tolist() if t >= 0], theirs.tolist())
-        for row, mine, theirs in zip(rows, chosen, likely, strict=True)
-    ]
+    return Step(
+        tokens=[row.tokens[n:] for row, n in zip(rows, seen, strict=True)],
+        finish_reasons=[row.reason for row in rows],
+        logprobs=None
+        if logprobs is None
+        else [row.logprobs[n:] for row, n in zip(rows, seen, strict=True)],
+    )
 
 
 def _allowed(request: Request, rows: Sequence[Row]) -> jax.Array | None:

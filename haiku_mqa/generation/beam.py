@@ -15,9 +15,11 @@ import numpy as np
 from haiku_mqa._arguments import is_number, whole_number
 from haiku_mqa.cache import KVCache
 from haiku_mqa.checks import check_params
+from haiku_mqa.generation._padding import bucket, padded
+from haiku_mqa.generation._past import checked_past
 from haiku_mqa.generation._request import check_ids, check_prompts
-from haiku_mqa.generation._rows import bucket, padded
 from haiku_mqa.generation.loop import read
+from haiku_mqa.generation.prefix import Prefix
 from haiku_mqa.model import Model, Params
 
 
@@ -49,6 +51,9 @@ def beam_search(
     max_new_tokens: int,
     length_penalty: float = 1.0,
     end_tokens: Sequence[int] = (),
+    prefix: Prefix | None = None,
+    cache_dtype: jax.typing.DTypeLike | None = None,
+    ring_cache: bool = False,
 ) -> BeamResult:
     """Searches the likeliest continuations of each prompt.
 
@@ -65,6 +70,9 @@ def beam_search(
       length_penalty: Power of the length that scores are divided by: above 0 favours
         long continuations, 0 compares plain sums, below 0 favours short ones.
       end_tokens: A continuation ends with one of these.
+      prefix: As ``generate``.
+      cache_dtype: As ``generate``.
+      ring_cache: As ``generate``.
 
     Returns:
       The continuations and their scores.
@@ -89,15 +97,15 @@ def beam_search(
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
     if not is_number(length_penalty):
         raise ValueError(f"length_penalty must be a number, got {length_penalty!r}")
-    check_prompts(prompts, max_new_tokens, model.config)
+    past = checked_past(model, prefix, cache_dtype, ring_cache)
+    check_prompts(prompts, max_new_tokens, model.config, len(past.tokens))
     check_ids("end_tokens", end_tokens, model.config.vocab_size)
     check_params(params, model.param_shapes)
 
     params = jax.device_put(params)
     tokens, lengths = padded(prompts)
-    room = bucket(int(lengths.max()) + max_new_tokens)
-    cache = model.init_cache(len(lengths), room)
-    logits, cache = read(model, params, tokens, lengths, cache)
+    cache, before = past.begun(model, len(lengths), int(lengths.max()) + max_new_tokens)
+    logits, cache = read(model, params, tokens, lengths, cache, before)
     found = _search(
         model,
         params,

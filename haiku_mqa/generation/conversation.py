@@ -11,9 +11,10 @@ import numpy as np
 
 from haiku_mqa.cache import KVCache
 from haiku_mqa.checks import check_params, check_tokens
+from haiku_mqa.generation._padding import padded
+from haiku_mqa.generation._past import tokens_held
 from haiku_mqa.generation.dials import Dials
-from haiku_mqa.generation.generate import bucket
-from haiku_mqa.generation.loop import CHUNK, Settings, State, decode, prefill
+from haiku_mqa.generation.loop import CHUNK, Before, Settings, State, decode, prefill
 from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.model import Model, Params
 
@@ -178,11 +179,14 @@ class Conversation:
         elif cache.capacity < length:
             cache = cache.resized(self._room(length))
         cache = dataclasses.replace(cache, lengths=jnp.full(1, same, jnp.int32))
-        new = tokens[same:]
-        padded = np.zeros((1, bucket(len(new))), np.int32)
-        padded[0, : len(new)] = new
-        lengths = np.array([len(new)], np.int32)
-        state = prefill(self._model, self._params, padded, lengths, cache, settings)
+        before = None
+        if settings.dials.needs_counts:  # for penalties, all of the text was read
+            held = tokens_held(tokens[:same], self._model.config.vocab_size)
+            before = Before(held)
+        new, lengths = padded([tokens[same:]])
+        state = prefill(
+            self._model, self._params, new, lengths, cache, settings, False, before
+        )
         self._tokens = tokens
         return state
 

@@ -100,9 +100,12 @@ class Dials(NamedTuple):
           [3, 256]
         """
         dials = {
-            name: jnp.asarray(
-                [_value(sampling, name, vocab_size) for sampling in samplings],
-                jnp.int32 if name == "top_k" else jnp.float32,
+            # Of a list, jnp.asarray would compile a program for each dial.
+            name: jax.device_put(
+                np.array(
+                    [_value(sampling, name, vocab_size) for sampling in samplings],
+                    np.int32 if name == "top_k" else np.float32,
+                )
             )
             for name in _NEUTRAL
         }
@@ -189,4 +192,4 @@ def _sparse_bias(
                     f"(vocab_size = {vocab_size}), got {token}"
                 )
             ids[row, place], bias[row, place] = token, value
-    return jnp.asarray(ids), jnp.asarray(bias)
+    return jax.device_put(ids), jax.device_put(bias)

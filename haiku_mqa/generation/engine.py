@@ -1,28 +1,39 @@
-"""Many prompts at once over a fixed number of slots, each on its own way."""
+"""Many prompts at once over a fixed number of slots, each on its own way.
+
+An engine has four parts: requests are checked at the door (``_door``), wait in line
+for a slot and hold it (``_line``), and get their tokens by turns (``_turns``). Whoever
+waits makes the turns, or a thread in the background (``_background``).
+
+Any thread may call anything. Two locks keep it so, always taken in this order:
+
+1. The turns' ``lock``, by whoever makes a turn, for as long as the turn takes. What
+   slots hold on the device changes under it alone, and so does which row is whose.
+2. The line's, for as long as it takes to look or to write down: who waits, who has
+   which slot, how far each request is. No device works, and no one outside is called,
+   while it is held; so one can join and leave while a turn is made.
+
+A request wakes whoever waits for it, and tells its ``on_progress``, when neither the
+line's lock nor any other but the turns' is held. A request that leaves amid a turn is
+gone at once: what the turn makes for it is nobody's.
+"""
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from haiku_mqa._arguments import whole_number
 from haiku_mqa.checks import check_params
-from haiku_mqa.errors import EngineFull, EngineStopped
-from haiku_mqa.generation._slots import NONE_CHOSEN, Held, Rows, decode, read
-from haiku_mqa.generation.request import Request, checked_request
+from haiku_mqa.generation._background import Background
+from haiku_mqa.generation._door import checked_request
+from haiku_mqa.generation._line import Line
+from haiku_mqa.generation._turns import Turns
+from haiku_mqa.generation.request import Request
 from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.model import Model, Params
-
-_NARROWEST = 16  # of the widths that a piece of a prompt is padded to, in tokens
-_CROWDED = 4  # while prompts wait to be read, a decode chunk is this many times shorter
 
 
 class Engine:
@@ -30,10 +41,10 @@ class Engine:
 
     *Continuous batching* (Yu et al. 2022, *Orca*): a request takes a free slot as soon
     as there is one and leaves it at its end, while the others go on; no program is
-    compiled for that. A turn reads one piece of one prompt and then chooses a few
-    tokens in every slot that has read its own. Each request has its own sampling and
-    seed, and gets the tokens that ``generate`` gives it alone with the PRNG key
-    ``jax.random.key(seed)``, but for ties that rounding decides.
+    compiled for that. A turn reads a piece of a prompt, or several short prompts, and
+    then chooses a few tokens in every slot that has read its own. Each request has its
+    own sampling and seed, and gets the tokens that ``generate`` gives it alone with
+    the PRNG key ``jax.random.key(seed)``, but for ties that rounding decides.
 
     Whoever waits for a request makes the turns. With ``start``, or in a ``with``
     block, a thread in the background makes them. All methods may be called from any
@@ -69,6 +80,8 @@ class Engine:
         max_waiting: int = 64,
         prefill_chunk: int = 64,
         decode_chunk: int = 8,
+        cache_dtype: jax.typing.DTypeLike | None = None,
+        ring_cache: bool = False,
     ):
         """Makes room for a batch.
 
@@ -77,15 +90,19 @@ class Engine:
           params: Its parameters.
           slots: B, how many requests are continued at once.
           max_length: S, how many tokens a slot has room for; the model's if ``None``.
-            Every step reads all of it, so more than is needed costs time.
           max_waiting: How many requests may wait for a slot.
-          prefill_chunk: T, how many tokens of a prompt are read in one turn.
+          prefill_chunk: T, how many tokens of prompts are read in one turn.
           decode_chunk: How many tokens each slot chooses in one turn; fewer while
             prompts wait to be read.
+          cache_dtype: Of keys and values, as ``Model.init_cache``; ``"int8"`` takes a
+            quarter of float32's bytes, and rounds.
+          ring_cache: Whether layers with a sliding window keep their window alone, as
+            ``Model.init_cache``. Such a layer has forgotten what another request
+            could begin with, so every prompt is then read from its first token.
 
         Raises:
-          ValueError: A number is out of what is allowed, or the parameters do not fit
-            the model.
+          ValueError: A number is out of what is allowed, keys and values cannot be of
+            that dtype, or the parameters do not fit the model.
         """
         longest = model.config.max_length
         self.model = model
@@ -96,21 +113,24 @@ class Engine:
             else whole_number("max_length", max_length, 2, longest)
         )
         self.max_waiting = whole_number("max_waiting", max_waiting, 0)
-        self._prefill_chunk = whole_number("prefill_chunk", prefill_chunk)
-        self._decode_chunk = whole_number("decode_chunk", decode_chunk)
+        prefill_chunk = whole_number("prefill_chunk", prefill_chunk)
+        decode_chunk = whole_number("decode_chunk", decode_chunk)
+        if not isinstance(ring_cache, bool):
+            raise ValueError(f"ring_cache must be True or False, got {ring_cache!r}")
         check_params(params, model.param_shapes)
-        # NumPy weights would be copied to the device at every call.
-        self._params = jax.device_put(params)
-        self._device = Held.empty(model, self.slots, self.max_length)
-        self._turn = threading.Lock()  # held by whoever makes a turn
-        # What stands below changes under this lock alone, which no one holds for long.
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
-        self._waiting: collections.deque[Request] = collections.deque()
-        self._held: list[Request | None] = [None] * self.slots
-        self._unread: dict[int, int] = {}  # slot to how much of its prompt was read
-        self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._line = Line(self.slots, self.max_waiting, keeps_prefixes=not ring_cache)
+        self._turns = Turns(
+            model,
+            params,
+            self._line,
+            slots=self.slots,
+            max_length=self.max_length,
+            prefill_chunk=prefill_chunk,
+            decode_chunk=decode_chunk,
+            cache_dtype=cache_dtype,
+            ring_cache=ring_cache,
+        )
+        self._background = Background(self._line, self.step)
 
     # --- Requests ------------------------------------------------------------------
 
@@ -122,9 +142,14 @@ class Engine:
         sampling: Sampling | None = None,
         seed: int | None = None,
         end_tokens: Sequence[int] = (),
+        logprobs: bool = False,
+        top_logprobs: int = 0,
         on_progress: Callable[[], None] | None = None,
     ) -> Request:
         """Takes a prompt to continue.
+
+        What the prompt has in common with one that was read before, and that a slot
+        still holds, is not read anew.
 
         Args:
           prompt: Token ids, not empty.
@@ -132,6 +157,9 @@ class Engine:
           sampling: How they are chosen; greedy if ``None``.
           seed: From 0 to 2**32 - 1, needed unless the choice is greedy.
           end_tokens: It ends where it chooses one of these.
+          logprobs: Whether it is told how likely its tokens are.
+          top_logprobs: How many of the likeliest tokens it is told beside each, up to
+            20; more than 0 only with ``logprobs``.
           on_progress: Called when tokens have come and when it has ended, by the
             thread that made the turn or cancelled it. It must neither block nor raise.
 
@@ -153,35 +181,12 @@ class Engine:
             sampling=sampling,
             seed=seed,
             end_tokens=end_tokens,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
             on_progress=on_progress,
         )
-        with self._lock:
-            if self._is_closed:
-                raise EngineStopped("the engine is stopped, and takes no more requests")
-            if len(self._waiting) >= self.max_waiting + self._held.count(None):
-                raise EngineFull(
-                    f"no more than max_waiting = {self.max_waiting} requests may wait "
-                    f"beyond free slots; waiting: {len(self._waiting)}"
-                )
-            self._waiting.append(request)
-            self._work.notify_all()
+        self._line.join(request)
         return request
-
-    @property
-    def num_waiting(self) -> int:
-        """How many requests wait for a slot."""
-        return len(self._waiting)
-
-    @property
-    def num_running(self) -> int:
-        """How many slots are taken."""
-        return self.slots - self._held.count(None)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether any request is open."""
-        with self._lock:
-            return self._has_open()
 
     def cancel(self, request: Request, /) -> bool:
         """Ends a request as it is; ``request.cancel()`` is the same.
@@ -192,17 +197,27 @@ class Engine:
         Returns:
           Whether it was still open.
         """
-        with self._lock:
-            if request.is_done or not self._let_go(request):
-                return False
-            request._end("cancelled")
-        request._tell()
-        return True
+        return self._line.leave(request)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many requests wait for a slot."""
+        return self._line.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """How many slots are taken."""
+        return self._line.num_running
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request is open."""
+        return self._line.is_busy
 
     # --- Turns ---------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Makes one turn: free slots are taken, a piece is read, tokens are chosen.
+        """Makes one turn: free slots are taken, prompts are read, tokens are chosen.
 
         Returns:
           Whether any request is still open.
@@ -210,14 +225,7 @@ class Engine:
         Raises:
           Exception: What the device raised. All that was open has ended with it.
         """
-        with self._turn:
-            try:
-                self._admit()
-                self._read_piece()
-                self._choose_some()
-            except BaseException as error:
-                self._abandon(error)
-                raise
+        self._turns.make()
         return self.is_busy
 
     def run(self) -> None:
@@ -230,138 +238,19 @@ class Engine:
             pass
 
     def warm_up(self) -> None:
-        """Compiles all that turns need, so that the first request waits for nothing."""
-        with self._turn:
-            if None not in self._held:
-                return  # what runs has compiled what it needs
-            slot = self._held.index(None)
-            idle = Rows.of([None], self.model.config.vocab_size)
-            lengths = range(1, self._prefill_chunk + 1)
-            for width in sorted({self._width(length) for length in lengths}):
-                self._device, _ = self._read(slot, [], 0, width, idle)
-            self._decode([None] * self.slots, 1)
+        """Compiles all that turns need, so that no request waits for that."""
+        self._turns.warm_up()
 
-    def _admit(self) -> None:
-        with self._lock:
-            for slot, held in enumerate(self._held):
-                if held is None and self._waiting:
-                    self._held[slot] = self._waiting.popleft()
-                    self._unread[slot] = 0
+    def help_along(self) -> bool:
+        """Makes a turn where no thread in the background does.
 
-    def _read_piece(self) -> None:
-        with self._lock:
-            if not self._unread:
-                return
-            slot, start = next(iter(self._unread.items()))
-            request = self._held[slot]
-        if request is None:
-            raise RuntimeError(f"slot {slot} has a prompt to read and no request")
-        piece = request.prompt[start : start + self._prefill_chunk]
-        rows = Rows.of([request], self.model.config.vocab_size)
-        width = self._width(len(piece))
-        self._device, token = self._read(slot, piece, start, width, rows)
-        if start + len(piece) < len(request.prompt):
-            with self._lock:
-                if self._held[slot] is request:
-                    self._unread[slot] = start + len(piece)
-        else:
-            self._deliver({slot: (request, [int(token)])})
-
-    def _choose_some(self) -> None:
-        with self._lock:
-            decoding = [
-                None if slot in self._unread else held
-                for slot, held in enumerate(self._held)
-            ]
-            crowded = bool(self._unread)
-        if not any(decoding):
-            return
-        steps = self._decode_chunk
-        chosen = self._decode(decoding, max(1, steps // _CROWDED) if crowded else steps)
-        self._deliver(
-            {
-                slot: (request, [t for t in tokens if t != NONE_CHOSEN])
-                for slot, (request, tokens) in enumerate(
-                    zip(decoding, chosen.tolist(), strict=True)
-                )
-                if request is not None
-            }
-        )
-
-    def _deliver(self, chosen: dict[int, tuple[Request, list[int]]]) -> None:
-        told = []
-        with self._lock:
-            for slot, (request, tokens) in chosen.items():
-                # Cancelled while the device was at work: its tokens are nobody's.
-                if self._held[slot] is not request:
-                    continue
-                self._unread.pop(slot, None)
-                if request._take(tokens):
-                    self._held[slot] = None
-                told.append(request)
-        for request in told:
-            request._tell()
-
-    def _abandon(self, error: BaseException) -> None:
-        """Ends all that is open with an error: what slots hold may be lost."""
-        with self._lock:
-            lost = [*filter(None, self._held), *self._waiting]
-            self._waiting.clear()
-            self._held = [None] * self.slots
-            self._unread.clear()
-            for request in lost:
-                request._end("cancelled", error)
-        self._device = Held.empty(self.model, self.slots, self.max_length)
-        for request in lost:
-            request._tell()
-
-    def _read(
-        self, slot: int, piece: Sequence[int], start: int, width: int, rows: Rows
-    ) -> tuple:
-        tokens = np.zeros((1, width), np.int32)
-        tokens[0, : len(piece)] = piece
-        return read(
-            self.model,
-            self._params,
-            self._device,
-            jnp.int32(slot),
-            tokens,
-            jnp.int32(start),
-            jnp.int32(len(piece)),
-            rows,
-        )
-
-    def _decode(self, requests: Sequence[Request | None], steps: int) -> np.ndarray:
-        self._device, chosen = decode(
-            self.model,
-            self._params,
-            self._device,
-            jnp.int32(steps),
-            Rows.of(requests, self.model.config.vocab_size),
-            chunk=self._decode_chunk,
-        )
-        return np.asarray(chosen)
-
-    def _width(self, length: int) -> int:
-        """Returns what a piece is padded to: one of a few widths, each a program."""
-        width = _NARROWEST
-        while width < length:
-            width *= 2
-        return min(width, max(self._prefill_chunk, length))
-
-    def _has_open(self) -> bool:
-        return bool(self._waiting) or any(self._held)
-
-    def _let_go(self, request: Request) -> bool:
-        if request in self._waiting:
-            self._waiting.remove(request)
-            return True
-        for slot, held in enumerate(self._held):
-            if held is request:
-                self._held[slot] = None
-                self._unread.pop(slot, None)
-                return True
-        return False
+        Returns:
+          Whether it made one.
+        """
+        if self._background.is_running:
+            return False
+        self.step()
+        return True
 
     # --- In the background ---------------------------------------------------------
 
@@ -374,14 +263,7 @@ class Engine:
         Raises:
           RuntimeError: One does already.
         """
-        with self._lock:
-            if self._thread is not None:
-                raise RuntimeError("the engine was started already")
-            self._is_closed = False
-            self._thread = threading.Thread(
-                target=self._keep_on, name="haiku_mqa-engine", daemon=True
-            )
-            self._thread.start()
+        self._background.start()
         return self
 
     def stop(self, *, finish: bool = True, timeout: float | None = None) -> None:
@@ -391,20 +273,7 @@ class Engine:
           finish: Whether open requests come to their end; else they are cancelled.
           timeout: Seconds after which those that are still open are cancelled.
         """
-        with self._lock:
-            self._is_closed = True
-            self._work.notify_all()
-            thread = self._thread
-        if not finish:
-            self._cancel_all()
-        if thread is not None:
-            thread.join(timeout)
-            self._cancel_all()
-            thread.join()
-        else:
-            self.run()
-        with self._lock:
-            self._thread = None
+        self._background.stop(finish=finish, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -416,31 +285,3 @@ class Engine:
         traceback: TracebackType | None,
     ) -> None:
         self.stop(finish=kind is None)
-
-    def help_along(self) -> bool:
-        """Makes a turn where no thread in the background does.
-
-        Returns:
-          Whether it made one.
-        """
-        if self._thread is not None:
-            return False
-        self.step()
-        return True
-
-    def _keep_on(self) -> None:
-        while True:
-            with self._lock:
-                while not self._has_open() and not self._is_closed:
-                    self._work.wait()
-                if not self._has_open():
-                    return
-            # Whoever waits for a request is told of the error; others go on.
-            with contextlib.suppress(Exception):
-                self.step()
-
-    def _cancel_all(self) -> None:
-        with self._lock:
-            still_open = [*filter(None, self._held), *self._waiting]
-        for request in still_open:
-            self.cancel(request)

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
+from haiku_mqa.generation._padding import bucket
 from haiku_mqa.generation._request import AllowedTokens, checked_request
-from haiku_mqa.generation._rows import FinishReason, Row, bucket, steps
+from haiku_mqa.generation._rows import FinishReason, Row, Step, steps
 from haiku_mqa.generation.loop import CHUNK
+from haiku_mqa.generation.prefix import Prefix
 from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.generation.stop import StopStrings
 from haiku_mqa.model import Model, Params
 from haiku_mqa.text import AnyTokenizer
 
-__all__ = ["FinishReason", "GenerationResult", "bucket", "generate", "stream"]
+__all__ = ["FinishReason", "GenerationResult", "Step", "bucket", "generate", "stream"]
 
 _CHUNK_TO_STOP = 8  # tokens; those after a stop string are computed for nothing
 
@@ -60,6 +62,9 @@ def generate(
     stop: Sequence[str] = (),
     tokenizer: AnyTokenizer | None = None,
     allowed_tokens: AllowedTokens | None = None,
+    prefix: Prefix | None = None,
+    cache_dtype: jax.typing.DTypeLike | None = None,
+    ring_cache: bool = False,
     on_token: Callable[[int, int], None] | None = None,
 ) -> GenerationResult:
     """Continues prompts of any lengths, as one batch.
@@ -88,6 +93,13 @@ def generate(
       allowed_tokens: Called with row and its new tokens before each choice; returns
         the ids that may come next, or ``None`` for all. An end token comes only
         where it is among them.
+      prefix: What all prompts go on from, as ``read_prefix`` returned it: it is not
+        read again, and a prompt may be empty. It must have been read with these
+        parameters, which is not looked at.
+      cache_dtype: Of the cache, as ``Model.init_cache``: ``"int8"`` takes a byte a
+        number, and rounds. Without ``prefix``, whose cache has its form.
+      ring_cache: Whether the cache has rings, as ``Model.init_cache``: the same
+        tokens, in less memory where layers have sliding windows. Without ``prefix``.
       on_token: Called with row and token as each is chosen.
 
     Returns:
@@ -95,7 +107,8 @@ def generate(
 
     Raises:
       ValueError: A prompt is empty, holds an id out of range, or leaves no room for
-        ``max_new_tokens``; or an argument is out of what is allowed.
+        ``max_new_tokens``; another model read the prefix; or an argument is out of
+        what is allowed.
       FloatingPointError: The model's logits were NaN.
 
     Example:
@@ -121,11 +134,14 @@ def generate(
         tokenizer=tokenizer,
         allowed_tokens=allowed_tokens,
         chunk=1 if by_token else _CHUNK_TO_STOP if len(stop) else CHUNK,
-        with_logprobs=logprobs,
+        logprobs=logprobs,
+        prefix=prefix,
+        cache_dtype=cache_dtype,
+        ring_cache=ring_cache,
     )
     rows = [Row() for _ in range(request.num_rows)]
     for step in steps(request, rows):
-        for row, new in enumerate(step):
+        for row, new in enumerate(step.tokens):
             for token in new if on_token else ():
                 on_token(row, token)  # type: ignore[misc]
     texts = StopStrings(stop, tokenizer) if tokenizer is not None else None
@@ -147,11 +163,15 @@ def stream(
     rng: jax.Array | None = None,
     end_tokens: Sequence[int] = (),
     num_samples: int = 1,
+    logprobs: bool = False,
     stop: Sequence[str] = (),
     tokenizer: AnyTokenizer | None = None,
     allowed_tokens: AllowedTokens | None = None,
+    prefix: Prefix | None = None,
+    cache_dtype: jax.typing.DTypeLike | None = None,
+    ring_cache: bool = False,
     chunk: int = 1,
-) -> Iterator[list[list[int]]]:
+) -> Iterator[Step]:
     """Yields new tokens as they are chosen.
 
     Args:
@@ -163,14 +183,18 @@ def stream(
       rng: See ``generate``.
       end_tokens: See ``generate``.
       num_samples: See ``generate``.
+      logprobs: Whether steps have log-probabilities.
       stop: See ``generate``. Tokens that begin a stop string are given as they come.
       tokenizer: See ``generate``.
       allowed_tokens: See ``generate``; ``chunk`` must be 1.
+      prefix: See ``generate``.
+      cache_dtype: See ``generate``.
+      ring_cache: See ``generate``.
       chunk: How many tokens are chosen between two yields, up to 32. The tokens are
         the same whatever it is.
 
     Returns:
-      An iterator over lists of each row's new tokens; a row that ended has none.
+      An iterator over what each row got.
 
     Raises:
       ValueError: As ``generate``, at the call and not at the first token.
@@ -182,8 +206,8 @@ def stream(
       ...     vocab_size=256, num_layers=2, num_heads=8, d_model=64, d_ff=256))
       >>> params = model.init(jax.random.key(0))
       >>> steps = stream(model, params, [[1, 2, 3]], max_new_tokens=3)
-      >>> [len(step[0]) for step in steps]
-      [1, 1, 1]
+      >>> [(len(step.tokens[0]), step.finish_reasons[0]) for step in steps]
+      [(1, None), (1, None), (1, 'length')]
     """
     request = checked_request(
         model,
@@ -198,5 +222,9 @@ def stream(
         tokenizer=tokenizer,
         allowed_tokens=allowed_tokens,
         chunk=chunk,
+        logprobs=logprobs,
+        prefix=prefix,
+        cache_dtype=cache_dtype,
+        ring_cache=ring_cache,
     )
     return steps(request, [Row() for _ in range(request.num_rows)])

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.cache import KVCache
 from haiku_mqa.generation.choosing import choose
 from haiku_mqa.generation.dials import Counts, Dials
@@ -53,6 +55,19 @@ class Settings(NamedTuple):
     allowed: jax.Array | None = None
 
 
+class Before(NamedTuple):
+    """What every row had read before its prompt.
+
+    Attributes:
+      held: bool ``[V]``, which tokens that was.
+      logits: float32 ``[V]``, of the token after it, for a row whose prompt is empty;
+        ``None`` where none is.
+    """
+
+    held: jax.Array | np.ndarray
+    logits: jax.Array | None = None
+
+
 class Chosen(NamedTuple):
     """What one call of ``decode`` chose.
 
@@ -66,7 +81,10 @@ class Chosen(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "with_logprobs"), donate_argnames="cache"
+    jax.jit,
+    static_argnames=("model", "with_logprobs"),
+    donate_argnames="cache",
+    compiler_options=COMPILER_OPTIONS,
 )
 def prefill(
     model: Model,
@@ -76,6 +94,7 @@ def prefill(
     cache: KVCache,
     settings: Settings,
     with_logprobs: bool = False,
+    before: Before | None = None,
 ) -> State:
     """Reads right-padded prompts and chooses the first token of each row.
 
@@ -83,26 +102,34 @@ def prefill(
       model: The model.
       params: Its parameters.
       tokens: int32 ``[B, T]``, T a bucket.
-      lengths: int32 ``[B]``, how many tokens of each row are real, >= 1.
-      cache: Empty, with room; donated.
+      lengths: int32 ``[B]``, how many tokens of each row are real; >= 1 where nothing
+        was read before.
+      cache: What was read before, with room; donated.
       settings: How to choose.
       with_logprobs: Whether the state keeps the log-probability of each token.
+      before: What that was; ``None`` if nothing.
 
     Returns:
       The state after one new token a row.
     """
-    logits, cache = _read(model, params, tokens, lengths, cache)
-    counts = _counted(tokens, lengths, logits, settings)
+    logits, cache = _read(model, params, tokens, lengths, cache, before)
+    counts = _counted(tokens, lengths, logits, settings, before)
     return _begun(logits, cache, counts, settings, with_logprobs)
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+@functools.partial(
+    jax.jit,
+    static_argnames="model",
+    donate_argnames="cache",
+    compiler_options=COMPILER_OPTIONS,
+)
 def read(
     model: Model,
     params: Params,
     tokens: jax.Array,
     lengths: jax.Array,
     cache: KVCache,
+    before: Before | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Reads right-padded prompts and chooses nothing.
 
@@ -112,11 +139,12 @@ def read(
       tokens: See there.
       lengths: See there.
       cache: See there.
+      before: See there.
 
     Returns:
       The logits after each prompt, float32 ``[B, V]``, and the cache.
     """
-    return _read(model, params, tokens, lengths, cache)
+    return _read(model, params, tokens, lengths, cache, before)
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "with_logprobs"))
@@ -128,6 +156,7 @@ def begin(
     settings: Settings,
     samples: int,
     with_logprobs: bool = False,
+    before: Before | None = None,
 ) -> State:
     """Chooses the first token of several rows a prompt, of which each was read once.
 
@@ -139,18 +168,24 @@ def begin(
       settings: How to choose; B is P times ``samples``.
       samples: How many rows each prompt becomes; they follow one another.
       with_logprobs: As ``prefill``.
+      before: As ``prefill``.
 
     Returns:
       The state after one new token a row.
     """
     repeated = functools.partial(jnp.repeat, repeats=samples, axis=0)
     logits, tokens, lengths = map(repeated, (logits, tokens, lengths))
-    counts = _counted(tokens, lengths, logits, settings)
+    counts = _counted(tokens, lengths, logits, settings, before)
     cache = jax.tree.map(repeated, cache)
     return _begun(logits, cache, counts, settings, with_logprobs)
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+@functools.partial(
+    jax.jit,
+    static_argnames="model",
+    donate_argnames="state",
+    compiler_options=COMPILER_OPTIONS,
+)
 def decode(
     model: Model,
     params: Params,
@@ -217,21 +252,31 @@ def _read(
     tokens: jax.Array,
     lengths: jax.Array,
     cache: KVCache,
+    before: Before | None,
 ) -> tuple[jax.Array, KVCache]:
     real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    out = model.apply(
-        params, None, tokens, mask=real, cache=cache, logits_at=lengths[:, None] - 1
-    )
-    return out.logits[:, 0], out.cache or cache
+    last = jnp.maximum(lengths - 1, 0)[:, None]
+    out = model.apply(params, None, tokens, mask=real, cache=cache, logits_at=last)
+    logits = out.logits[:, 0]
+    if before is not None and before.logits is not None:
+        logits = jnp.where(lengths[:, None] > 0, logits, before.logits)
+    return logits, out.cache or cache
 
 
 def _counted(
-    tokens: jax.Array, lengths: jax.Array, logits: jax.Array, settings: Settings
+    tokens: jax.Array,
+    lengths: jax.Array,
+    logits: jax.Array,
+    settings: Settings,
+    before: Before | None,
 ) -> Counts | None:
     if not settings.dials.needs_counts:
         return None
     real = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    return Counts.of(tokens, real, logits.shape[-1])
+    counts = Counts.of(tokens, real, logits.shape[-1])
+    if before is None:
+        return counts
+    return counts._replace(prompt=counts.prompt | before.held)
 
 
 def _begun(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haiku_mqa._arguments import check_count, whole_number
+from haiku_mqa._arguments import check_count, differences, whole_number
 from haiku_mqa.cache import KVCache
 from haiku_mqa.cache_file import read_cache_file, save_cache
 from haiku_mqa.checks import check_params, check_tokens
@@ -32,6 +32,7 @@ class Prefix:
       tokens: What was read.
       cache: The model's, one row.
       logits: float32 ``[V]``, of the token that comes next.
+      model: That read it.
 
     Example:
       >>> from haiku_mqa import DecoderConfig, build
@@ -47,6 +48,7 @@ class Prefix:
     tokens: tuple[int, ...]
     cache: KVCache
     logits: jax.Array
+    model: Model
 
     def extended(self, model: Model, params: Params, tokens: Sequence[int]) -> Prefix:
         """Returns the prefix with more tokens, of which only those are read.
@@ -61,9 +63,10 @@ class Prefix:
 
         Raises:
           ValueError: A token is out of range, there is none, or all of them are more
-            than the model's ``max_length``.
+            than the model's ``max_length``; or another model read the prefix.
           FloatingPointError: The model's logits were NaN.
         """
+        check_owner("prefix", self, model)
         new = _checked(model, params, tokens, len(self.tokens))
         total = len(self.tokens) + len(new)
         cache = self.cache
@@ -80,7 +83,7 @@ class Prefix:
                 "the logits after the prefix are NaN; check the parameters with "
                 "haiku_mqa.checks.check_finite"
             )
-        return Prefix((*self.tokens, *new), cache, logits)
+        return Prefix((*self.tokens, *new), cache, logits, model)
 
     def rows(self, batch_size: int, max_length: int) -> KVCache:
         """Returns a cache of which every row has read the prefix.
@@ -157,7 +160,7 @@ class Prefix:
                 "logits after them"
             )
         check_tokens("tokens", tokens[None], model.config.vocab_size)
-        return cls(tuple(tokens.tolist()), cache, jnp.asarray(logits))
+        return cls(tuple(tokens.tolist()), cache, jnp.asarray(logits), model)
 
 
 def read_prefix(
@@ -198,8 +201,27 @@ def read_prefix(
     widest = max([w for w in model.config.windows if w and ring], default=0)
     room = _padded(max(len(new), widest + 1))
     cache = model.init_cache(1, room, dtype, ring=ring)
-    empty = Prefix((), cache, jnp.zeros(model.config.vocab_size))
+    empty = Prefix((), cache, jnp.zeros(model.config.vocab_size), model)
     return empty.extended(model, params, new)
+
+
+def check_owner(name: str, prefix: Prefix, model: Model) -> None:
+    """Raises ``ValueError`` where another model read a prefix.
+
+    Args:
+      name: What to call the prefix.
+      prefix: What was read.
+      model: That is to go on from it.
+
+    Raises:
+      ValueError: Names the fields of the config that differ.
+    """
+    if prefix.model != model:
+        theirs, ours = prefix.model.config.to_dict(), model.config.to_dict()
+        raise ValueError(
+            f"{name} must be what this model read, and another did: "
+            f"{differences(theirs, ours)}"
+        )
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -6,18 +6,29 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-
-from haiku_mqa._arguments import whole_number
-from haiku_mqa.config import DecoderConfig
-from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.sampling import Sampling
 
 MAX_BIASES = 64  # tokens that a request's logit_bias may hold
+MOST_TOLD = 20  # of the likeliest tokens at a place, as OpenAI's API has it
 
 RequestReason = Literal["end", "length", "cancelled"]
+Alternatives = tuple[tuple[int, float], ...]  # tokens and their log-probabilities
+
+
+class NewToken(NamedTuple):
+    """A token as it was chosen.
+
+    Attributes:
+      token: Its id; -1 where the logits were NaN.
+      logprob: Its log-probability, if the request asked.
+      likeliest: The likeliest tokens at its place, as many as were asked for.
+    """
+
+    token: int
+    logprob: float = 0.0
+    likeliest: Alternatives = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +39,10 @@ class RequestResult:
       tokens: The new tokens; the prompt and the end token are not among them.
       finish_reason: ``"end"`` where an end token came, ``"length"`` where
         ``max_new_tokens`` did, ``"cancelled"`` where someone did not wait for either.
+      logprobs: The log-probability of each token in the model's own distribution,
+        whatever the sampling; ``None`` where nobody asked.
+      top_logprobs: For each token the likeliest at its place and their
+        log-probabilities, the likeliest first; ``None`` where nobody asked.
 
     Example:
       >>> RequestResult([5, 6], "length").tokens
@@ -36,6 +51,8 @@ class RequestResult:
 
     tokens: list[int]
     finish_reason: RequestReason
+    logprobs: list[float] | None = None
+    top_logprobs: list[Alternatives] | None = None
 
 
 class Runner(Protocol):
@@ -63,6 +80,10 @@ class Request:
       sampling: How they are chosen.
       seed: Of ``jax.random.key``; ``None`` where the choice is greedy.
       end_tokens: It ends where one of these is chosen.
+      with_logprobs: Whether it is told how likely its tokens are.
+      num_alternatives: How many of the likeliest tokens it is told beside each.
+      num_reused: How many tokens of its prompt were known from another request, and
+        not read anew; 0 until reading begins.
 
     Example:
       >>> import jax
@@ -85,6 +106,8 @@ class Request:
         sampling: Sampling,
         seed: int | None,
         end_tokens: tuple[int, ...],
+        logprobs: bool,
+        top_logprobs: int,
         on_progress: Callable[[], None] | None,
     ):
         """Takes what was checked; ``Engine.submit`` is the way to make one."""
@@ -93,10 +116,15 @@ class Request:
         self.sampling = sampling
         self.seed = seed
         self.end_tokens = end_tokens
+        self.with_logprobs = logprobs
+        self.num_alternatives = top_logprobs
+        self.num_reused = 0
         self._ends = frozenset(end_tokens)
         self._runner = runner
         self._on_progress = on_progress
         self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._likeliest: list[Alternatives] = []
         self._reason: RequestReason = "cancelled"  # what counts where there is no error
         self._error: BaseException | None = None
         self._done = False
@@ -106,6 +134,16 @@ class Request:
     def tokens(self) -> list[int]:
         """The new tokens so far."""
         return list(self._tokens)
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """Of each token so far, or of more; ``None`` where nobody asked."""
+        return list(self._logprobs) if self.with_logprobs else None
+
+    @property
+    def top_logprobs(self) -> list[Alternatives] | None:
+        """At each token so far, or at more; ``None`` where nobody asked."""
+        return list(self._likeliest) if self.num_alternatives else None
 
     @property
     def is_done(self) -> bool:
@@ -137,7 +175,9 @@ class Request:
         self._wait(lambda: self._done, timeout)
         if self._error is not None:
             raise self._error
-        return RequestResult(self.tokens, self._reason)
+        return RequestResult(
+            self.tokens, self._reason, self.logprobs, self.top_logprobs
+        )
 
     def __iter__(self) -> Iterator[int]:
         place, done = 0, False
@@ -168,9 +208,9 @@ class Request:
 
     # --- Called by the engine ------------------------------------------------------
 
-    def _take(self, new: Sequence[int]) -> bool:
+    def _take(self, new: Sequence[NewToken]) -> bool:
         """Takes tokens as they were chosen; returns whether it is done with them."""
-        for token in new:
+        for token, logprob, likeliest in new:
             if token == -1:
                 self._end(
                     "cancelled",
@@ -183,6 +223,9 @@ class Request:
             elif token in self._ends:
                 self._end("end")
             else:
+                # The token last: who sees it finds the rest.
+                self._logprobs.append(logprob)
+                self._likeliest.append(likeliest)
                 self._tokens.append(token)
                 if len(self._tokens) == self.max_new_tokens:
                     self._end("length")
@@ -199,75 +242,3 @@ class Request:
             self._changed.notify_all()
         if self._on_progress is not None:
             self._on_progress()
-
-
-def checked_request(
-    runner: Runner,
-    config: DecoderConfig,
-    max_length: int,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling | None,
-    seed: int | None,
-    end_tokens: Sequence[int],
-    on_progress: Callable[[], None] | None,
-) -> Request:
-    """Returns a request, or says at the door what is wrong with it.
-
-    Args:
-      runner: The engine.
-      config: Of its model.
-      max_length: How many tokens a slot has room for.
-      prompt: As ``Engine.submit``; likewise the rest.
-      max_new_tokens: See there.
-      sampling: See there.
-      seed: See there.
-      end_tokens: See there.
-      on_progress: See there.
-
-    Raises:
-      ValueError: As ``Engine.submit``.
-    """
-    most = whole_number("max_new_tokens", max_new_tokens)
-    sampling = Sampling(temperature=0.0) if sampling is None else sampling
-    if not isinstance(sampling, Sampling):
-        raise ValueError(f"sampling must be a Sampling or None, got {sampling!r}")
-    Dials.all_on([sampling], config.vocab_size, MAX_BIASES)  # refuses a wrong bias
-    if seed is not None:
-        seed = whole_number("seed", seed, 0, 2**32 - 1)
-    elif not sampling.is_greedy:
-        raise ValueError(
-            "seed must be given where temperature is above 0, got temperature = "
-            f"{sampling.temperature}"
-        )
-    if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
-        raise ValueError(f"prompt must be a list of token ids, got {prompt!r}")
-    if not len(prompt):
-        raise ValueError("prompt must hold at least one token id, and is empty")
-    ids = _checked_ids("prompt", prompt, config.vocab_size)
-    if len(ids) + most > max_length:
-        raise ValueError(
-            f"prompt has {len(ids)} tokens and max_new_tokens is {most}: together more "
-            f"than the engine's max_length = {max_length}"
-        )
-    return Request(
-        runner,
-        ids,
-        max_new_tokens=most,
-        sampling=sampling,
-        seed=seed,
-        end_tokens=_checked_ids("end_tokens", end_tokens, config.vocab_size),
-        on_progress=on_progress,
-    )
-
-
-def _checked_ids(name: str, ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
-    for place, token in enumerate(ids):
-        whole = isinstance(token, int | np.integer)
-        if not whole or not 0 <= token < vocab_size:
-            raise ValueError(
-                f"{name} must hold ids from 0 to {vocab_size - 1} (vocab_size = "
-                f"{vocab_size}), got {token} at {place}"
-            )
-    return tuple(int(token) for token in ids)

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_mqa.generation._padding import bucket, padded
+from haiku_mqa.generation._past import Past
 from haiku_mqa.generation._request import checked_request
-from haiku_mqa.generation._rows import FinishReason, bucket, padded
+from haiku_mqa.generation._rows import FinishReason
 from haiku_mqa.generation.acceptance import draw_of
-from haiku_mqa.generation.loop import CHUNK
+from haiku_mqa.generation.loop import CHUNK, read
+from haiku_mqa.generation.prefix import Prefix
 from haiku_mqa.generation.proposers import Draft, PromptLookup
 from haiku_mqa.generation.sampling import Sampling
 from haiku_mqa.generation.speculative_loop import (
@@ -68,6 +71,8 @@ def speculate(
     sampling: Sampling | Sequence[Sampling] | None = None,
     rng: jax.Array | None = None,
     end_tokens: Sequence[int] = (),
+    prefix: Prefix | None = None,
+    cache_dtype: jax.typing.DTypeLike | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> SpeculativeResult:
     """Continues prompts as ``generate`` does, several tokens to a call where it can.
@@ -93,6 +98,9 @@ def speculate(
         all, or one for each prompt; without penalties.
       rng: As ``generate``.
       end_tokens: A row ends where it chooses one of these.
+      prefix: As ``generate``; without rings, which cannot forget what did not stand.
+        A draft reads it itself.
+      cache_dtype: Of the model's cache, as ``generate``; a draft's is of its own.
       on_token: Called with row and token after each call of the model, for one row
         after another.
 
@@ -128,9 +136,17 @@ def speculate(
         tokenizer=None,
         allowed_tokens=None,
         chunk=CHUNK,
+        prefix=prefix,
+        cache_dtype=cache_dtype,
     )
+    if prefix is not None and prefix.cache.windows:
+        raise ValueError(
+            "prefix must be read with ring=False for speculate: rings cannot forget "
+            "the proposals that did not stand"
+        )
     draw = draw_of(asked.samplings, model.config.vocab_size, asked.rngs)
-    starts = np.array([len(prompt) for prompt in prompts], np.int32)
+    texts = asked.past.joined(prompts)
+    starts = np.array([len(text) for text in texts], np.int32)
     if not isinstance(proposer, Draft | PromptLookup):
         raise ValueError(
             f"proposer must be a Draft or a PromptLookup, got {proposer!r}"
@@ -147,7 +163,7 @@ def speculate(
     )
     tokens: list[list[int]] = [[] for _ in prompts]
     told, ends = starts, set(end_tokens)
-    state = _begun(model, params, prompts, proposer, request)
+    state = _begun(model, params, prompts, proposer, request, asked.past)
     while True:
         _check_finite(state)
         text, known = np.asarray(state.rows.text), np.asarray(state.rows.known)
@@ -185,10 +201,14 @@ def _begun(
     prompts: Sequence[Sequence[int]],
     proposer: Draft | PromptLookup,
     request: Request,
+    past: Past,
 ) -> State:
-    tokens, _ = padded(prompts)
-    cache = model.init_cache(len(prompts), bucket(int(request.limits.max())))
-    return begin(model, params, proposer, tokens, cache, request)
+    tokens, lengths = padded(prompts)
+    longest = int(request.limits.max())
+    cache, before = past.begun(model, len(prompts), longest - len(past.tokens))
+    logits, cache = read(model, params, tokens, lengths, cache, before)
+    texts, _ = padded(past.joined(prompts))
+    return begin(proposer, logits, texts, cache, request)
 
 
 def _check_finite(state: State) -> None:

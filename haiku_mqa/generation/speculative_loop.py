@@ -1,4 +1,4 @@
-"""The two compiled halves of speculative decoding: the prompt, and the loop."""
+"""The compiled parts of speculative decoding: its beginning, and the loop."""
 
 from __future__ import annotations
 
@@ -71,41 +71,36 @@ class Request(NamedTuple):
     end_tokens: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+@functools.partial(jax.jit, donate_argnames="cache")
 def begin(
-    model: Model,
-    params: Params,
     proposer: Proposer,
-    tokens: jax.Array,
+    logits: jax.Array,
+    texts: jax.Array,
     cache: KVCache,
     request: Request,
 ) -> State:
-    """Reads right-padded prompts and chooses the first token of each row.
+    """Chooses the first token of each row, and lets the proposer read the texts.
 
     Args:
-      model: The model.
-      params: Its parameters.
       proposer: Who proposes.
-      tokens: int32 ``[B, T]``, T a bucket.
-      cache: Empty, with room for the longest row; donated.
+      logits: float32 ``[B, V]``, after each text.
+      texts: int32 ``[B, T]``, all that rows hold, right-padded, T a bucket.
+      cache: In which the model has read them, with room for the longest row; donated.
       request: How to choose, and how far.
 
     Returns:
       The state after one new token a row.
     """
-    rows, width = tokens.shape
+    rows, width = texts.shape
     starts = request.starts
     real = jnp.arange(width) < starts[:, None]
-    out = model.apply(
-        params, None, tokens, mask=real, cache=cache, logits_at=starts[:, None] - 1
-    )
     nothing = jnp.zeros_like(starts)
-    new = choose_each(out.logits, nothing[:, None], request.draw)  # [B, 1]
-    text = jnp.zeros((rows, cache.capacity), jnp.int32).at[:, :width].set(tokens)
+    new = choose_each(logits[:, None], nothing[:, None], request.draw)  # [B, 1]
+    text = jnp.zeros((rows, cache.capacity), jnp.int32).at[:, :width].set(texts)
     empty = Rows(text, starts, jnp.zeros(rows, bool), nothing, nothing, nothing)
     state = State(
-        out.cache or cache,
-        proposer.begin(tokens, real, cache.capacity),
+        cache,
+        proposer.begin(texts, real, cache.capacity),
         empty,
         jnp.zeros((), jnp.int32),
     )

@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.server.answers import ChatCompletion, Completion, Shape, usage
 from haiku_mqa.server.api_errors import ApiError
-from haiku_mqa.server.choices import Choice, merged
+from haiku_mqa.server.choices import Choice, Piece, joined, merged
+from haiku_mqa.server.likelihoods import TokenTexts
 from haiku_mqa.server.orders import read_json, read_order
 from haiku_mqa.server.service import Service
 
@@ -49,6 +50,7 @@ def create_app(service: Service) -> Starlette:
 class _Routes:
     def __init__(self, service: Service):
         self._service = service
+        self._names = service.name, TokenTexts(service.tokenizer)
 
     async def health(self, request: Request) -> Response:
         del request
@@ -74,10 +76,10 @@ class _Routes:
         return _json(self._model())
 
     async def completions(self, request: Request) -> Response:
-        return await self._answer(request, Completion(self._service.name))
+        return await self._answer(request, Completion(*self._names))
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self._answer(request, ChatCompletion(self._service.name))
+        return await self._answer(request, ChatCompletion(*self._names))
 
     def _model(self) -> dict[str, Any]:
         return {
@@ -105,11 +107,12 @@ class _Routes:
 async def _whole_answer(
     request: Request, shape: Shape, choices: Sequence[Choice], read: int
 ) -> Response:
-    texts = ["" for _ in choices]
+    pieces: list[list[Piece]] = [[] for _ in choices]
 
     async def collect() -> None:
         async for choice, piece in merged(choices):
-            texts[choice.index] += piece or ""
+            if piece is not None:
+                pieces[choice.index].append(piece)
 
     collecting = asyncio.create_task(collect())
     leaving = asyncio.create_task(_departure(request))
@@ -123,7 +126,7 @@ async def _whole_answer(
             task.cancel()
         for choice in choices:
             choice.cancel()
-    found = [shape.whole(c, text) for c, text in zip(choices, texts, strict=True)]
+    found = [shape.whole(choice, joined(pieces[choice.index])) for choice in choices]
     return _json(shape.answer(found) | {"usage": usage(choices, read)})
 
 

@@ -5,64 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from haiku_mqa.generation import Engine, Sampling
 from haiku_mqa.server.api_errors import ApiError, stopping
-from haiku_mqa.streaming import Decoder
+from haiku_mqa.server.likelihoods import Likelihood
+from haiku_mqa.streaming import StoppedText
 
 FinishReason = Literal["stop", "length"]
 
 
-class StoppedText:
-    """Text of tokens, up to the first of some texts, of which none is ever shown.
+class Piece(NamedTuple):
+    """Some text of a choice.
 
-    Example:
-      >>> class Letters:
-      ...     def push(self, token): return chr(token)
-      ...     def finish(self): return ""
-      >>> text = StoppedText(Letters(), ["bc"])
-      >>> [text.push(ord(letter)) for letter in "abaabc"], text.is_stopped
-      (['a', '', 'ba', 'a', '', ''], True)
+    Attributes:
+      text: It; empty only at the end.
+      tokens: What it was made of, where someone asked how likely that was.
     """
 
-    def __init__(self, decoder: Decoder, stops: Sequence[str]):
-        """Begins a text.
+    text: str
+    tokens: Sequence[Likelihood] = ()
 
-        Args:
-          decoder: What makes text of tokens.
-          stops: Where it ends; none is empty.
-        """
-        self.is_stopped = False
-        self._decoder = decoder
-        self._stops = tuple(stops)
-        self._held = ""  # what may be the beginning of a stop
 
-    def push(self, token: int) -> str:
-        """Returns the text that may be shown now that a token has come."""
-        text = self._cut(self._held + self._decoder.push(token))
-        kept = 0 if self.is_stopped else self._overlap(text)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Returns pieces of a choice as one.
 
-    def finish(self) -> str:
-        """Returns what is left where no more tokens come."""
-        return self._cut(self._held + self._decoder.finish())
+    Args:
+      pieces: In their order.
 
-    def _cut(self, text: str) -> str:
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if not places:
-            return text
-        self.is_stopped = True
-        return text[: min(places)]
-
-    def _overlap(self, text: str) -> int:
-        """Returns how many letters at the end may begin a stop."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0
+    Example:
+      >>> joined([Piece("to "), Piece("be")]).text
+      'to be'
+    """
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        [token for piece in pieces for token in piece.tokens],
+    )
 
 
 class Choice:
@@ -70,6 +48,8 @@ class Choice:
 
     Attributes:
       index: Its place among the choices of an answer.
+      sample: Its place among those of its prompt.
+      with_logprobs: Whether it tells how likely its tokens were.
       num_tokens: How many tokens its text so far took.
       finish_reason: Why it ended; ``None`` until then.
     """
@@ -85,12 +65,19 @@ class Choice:
         sampling: Sampling,
         seed: int,
         end_tokens: Sequence[int],
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        sample: int = 0,
     ):
         """Submits it; raises as ``Engine.submit``. Called in the server's loop."""
         self.index = index
+        self.sample = sample
+        self.with_logprobs = logprobs
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._text = text
+        self._shown = 0
+        self._untold: list[Likelihood] = []
         self._progress = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -104,15 +91,22 @@ class Choice:
             sampling=sampling,
             seed=seed,
             end_tokens=end_tokens,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
             on_progress=tell,
         )
+
+    @property
+    def num_reused(self) -> int:
+        """How many tokens of its prompt were known from another request."""
+        return self._request.num_reused
 
     def cancel(self) -> None:
         """Lets its slot go."""
         self._request.cancel()
 
-    async def pieces(self) -> AsyncIterator[str]:
-        """Yields text as it comes, none of it empty.
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yields text as it comes, none of it empty but for tokens at the end.
 
         Raises:
           ApiError: The model's logits were NaN, or the server stops before its end.
@@ -123,24 +117,42 @@ class Choice:
             self._progress.clear()
             is_done = self._request.is_done  # before the tokens: none comes after it
             tokens = self._request.tokens[place:]
+            text = self._read(tokens, place)
             place += len(tokens)
-            piece = self._read(tokens)
             if self.finish_reason is None and is_done:
-                piece += self._text.finish()
+                text += self._text.finish()
                 self.finish_reason = self._reason()
-            if piece:
-                yield piece
+            self._shown += len(text)
+            told = self._told()
+            if text or told:
+                yield Piece(text, told)
 
-    def _read(self, tokens: Sequence[int]) -> str:
-        piece = ""
-        for token in tokens:
-            piece += self._text.push(token)
+    def _read(self, tokens: Sequence[int], place: int) -> str:
+        logprobs = self._request.logprobs
+        ranked = self._request.top_logprobs
+        text = ""
+        for at, token in enumerate(tokens, place):
+            if logprobs is not None:
+                likeliest = ranked[at] if ranked is not None else ()
+                self._untold.append(
+                    Likelihood(token, logprobs[at], likeliest, self._text.length)
+                )
+            text += self._text.push(token)
             self.num_tokens += 1
             if self._text.is_stopped:
                 self.finish_reason = "stop"
                 self.cancel()
                 break
-        return piece
+        return text
+
+    def _told(self) -> list[Likelihood]:
+        """Returns the tokens whose text is shown by now, each once."""
+        if self.finish_reason is not None and not self._text.is_stopped:
+            told = self._untold
+        else:  # of what is held back, or cut off, nothing is told
+            told = [each for each in self._untold if each.offset < self._shown]
+        self._untold = self._untold[len(told) :]
+        return told
 
     def _reason(self) -> FinishReason:
         try:
@@ -155,7 +167,7 @@ class Choice:
 
 async def merged(
     choices: Sequence[Choice],
-) -> AsyncIterator[tuple[Choice, str | None]]:
+) -> AsyncIterator[tuple[Choice, Piece | None]]:
     """Yields pieces of several choices as they come, and ``None`` at the end of each.
 
     Args:
@@ -164,7 +176,7 @@ async def merged(
     Raises:
       ApiError: As ``Choice.pieces`` of any.
     """
-    queue: asyncio.Queue[tuple[Choice, str | None] | Exception] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[Choice, Piece | None] | Exception] = asyncio.Queue()
 
     async def follow(choice: Choice) -> None:
         try:

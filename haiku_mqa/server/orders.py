@@ -11,6 +11,7 @@ from typing import Any
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.generation import Sampling
 from haiku_mqa.server.api_errors import ApiError, bad_field
+from haiku_mqa.server.fields import flag, number, shown, whole, wrong
 
 _COMMON = (
     "model",
@@ -28,11 +29,12 @@ _COMMON = (
     "stream_options",
     "stop",
     "seed",
+    "logprobs",
 )
+_CHAT = ("messages", "max_completion_tokens", "top_logprobs")
+_COMPLETION = ("prompt",)
 # Fields that would change the answer, and the values at which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "echo": (False,),
     "best_of": (1,),
     "suffix": ("",),
@@ -46,6 +48,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 # Fields that say nothing of the answer.
 _PASSED_OVER = ("user", "metadata", "store", "service_tier", "safety_identifier")
 _MOST_STOPS = 4
+_MOST_ALTERNATIVES = 20
 _COMPLETION_TOKENS = 16  # what OpenAI's API gives where max_tokens is left out
 
 
@@ -61,6 +64,8 @@ class Order:
       sampling: How tokens are chosen.
       seed: Of the first choice of each prompt.
       choices: How many each prompt gets.
+      logprobs: Whether the answer says how likely each token was.
+      top_logprobs: How many of the likeliest tokens it names at each place.
       stops: Texts before which a choice ends.
       stream: Whether text is sent as it comes.
       include_usage: Whether a stream ends with the number of tokens.
@@ -73,6 +78,8 @@ class Order:
     sampling: Sampling
     seed: int
     choices: int
+    logprobs: bool
+    top_logprobs: int
     stops: tuple[str, ...]
     stream: bool
     include_usage: bool
@@ -107,7 +114,7 @@ def read_order(body: Mapping[str, Any], *, chat: bool, model: str) -> Order:
     Raises:
       ApiError: A field is unknown, missing, or not as it should be.
     """
-    own = ("messages", "max_completion_tokens") if chat else ("prompt",)
+    own = _CHAT if chat else _COMPLETION
     fields = {name: value for name, value in body.items() if value is not None}
     for name in fields:
         if name not in (*_COMMON, *own, *_NEUTRAL, *_PASSED_OVER):
@@ -115,7 +122,7 @@ def read_order(body: Mapping[str, Any], *, chat: bool, model: str) -> Order:
             raise bad_field(name, str(unknown_name("field", name, allowed)))
         if name in _NEUTRAL and fields[name] not in _NEUTRAL[name]:
             raise bad_field(
-                name, f"{name} = {_shown(fields[name])} is not supported; leave it out"
+                name, f"{name} = {shown(fields[name])} is not supported; leave it out"
             )
     asked = fields.get("model", model)
     if asked != model:
@@ -123,24 +130,27 @@ def read_order(body: Mapping[str, Any], *, chat: bool, model: str) -> Order:
         raise ApiError(404, message, param="model", code="model_not_found")
     options = fields.get("stream_options", {})
     if not isinstance(options, dict):
-        raise _wrong("stream_options", "an object", options)
+        raise wrong("stream_options", "an object", options)
     limit = "max_completion_tokens" if "max_completion_tokens" in fields else None
     limit = limit or ("max_tokens" if "max_tokens" in fields else None)
     default = None if chat else _COMPLETION_TOKENS
+    logprobs, top_logprobs = _logprobs(fields, chat=chat)
     return Order(
         prompts=() if chat else _prompts(fields),
         messages=_messages(fields) if chat else None,
-        max_tokens=_whole(fields, limit, 1, None) if limit else default,
+        max_tokens=whole(fields, limit, 1, None) if limit else default,
         may_be_shorter=limit is None,
         sampling=_sampling(fields),
         # Any whole number will do for OpenAI's API, also one below zero.
-        seed=_whole(fields, "seed", None, None) % 2**32
+        seed=whole(fields, "seed", None, None) % 2**32
         if "seed" in fields
         else secrets.randbits(32),
-        choices=_whole(fields, "n", 1, 128) if "n" in fields else 1,
+        choices=whole(fields, "n", 1, 128) if "n" in fields else 1,
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
         stops=_stops(fields),
-        stream=_flag("stream", fields.get("stream", False)),
-        include_usage=_flag(
+        stream=flag("stream", fields.get("stream", False)),
+        include_usage=flag(
             "stream_options.include_usage", options.get("include_usage") or False
         ),
     )
@@ -148,7 +158,7 @@ def read_order(body: Mapping[str, Any], *, chat: bool, model: str) -> Order:
 
 def _sampling(fields: Mapping[str, Any]) -> Sampling:
     numbers = {
-        name: _number(fields, name, default)
+        name: number(fields, name, default)
         for name, default in (
             ("temperature", 1.0),
             ("top_p", 1.0),
@@ -158,7 +168,7 @@ def _sampling(fields: Mapping[str, Any]) -> Sampling:
             ("frequency_penalty", 0.0),
         )
     }
-    top_k = _whole(fields, "top_k", 1, None) if "top_k" in fields else None
+    top_k = whole(fields, "top_k", 1, None) if "top_k" in fields else None
     try:
         return Sampling(**numbers, top_k=top_k, logit_bias=_biases(fields))
     except ValueError as error:
@@ -170,15 +180,31 @@ def _biases(fields: Mapping[str, Any]) -> dict[int, float] | None:
     if not biases:
         return None
     if not isinstance(biases, dict):
-        raise _wrong("logit_bias", "an object of token ids and numbers", biases)
+        raise wrong("logit_bias", "an object of token ids and numbers", biases)
     for token, bias in biases.items():
         # JSON has texts for names; isdecimal alone takes digits of other scripts too.
         is_id = token.isascii() and token.isdecimal() and len(token) < 10
         if not is_id or isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise _wrong("logit_bias", "of token ids and numbers", {token: bias})
+            raise wrong("logit_bias", "of token ids and numbers", {token: bias})
         if not -100 <= bias <= 100:
-            raise _wrong("logit_bias", "of numbers from -100 to 100", bias)
+            raise wrong("logit_bias", "of numbers from -100 to 100", bias)
     return {int(token): float(bias) for token, bias in biases.items()}
+
+
+def _logprobs(fields: Mapping[str, Any], *, chat: bool) -> tuple[bool, int]:
+    """Returns whether likelihoods are asked for, and how many alternatives."""
+    if not chat:
+        # One number says both; false is what older clients send for none.
+        if fields.get("logprobs", False) is False:
+            return False, 0
+        return True, whole(fields, "logprobs", 0, _MOST_ALTERNATIVES)
+    asked = flag("logprobs", fields.get("logprobs", False))
+    if "top_logprobs" not in fields:
+        return asked, 0
+    top = whole(fields, "top_logprobs", 0, _MOST_ALTERNATIVES)
+    if top and not asked:
+        raise wrong("top_logprobs", "0 where logprobs is not true", top)
+    return asked, top
 
 
 def _prompts(fields: Mapping[str, Any]) -> tuple[str | tuple[int, ...], ...]:
@@ -188,10 +214,10 @@ def _prompts(fields: Mapping[str, Any]) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(prompt, str) or _is_ids(prompt):
         prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
-        raise _wrong("prompt", "a text, token ids, or a list of either", prompt)
+        raise wrong("prompt", "a text, token ids, or a list of either", prompt)
     for each in prompt:
         if not isinstance(each, str) and not _is_ids(each):
-            raise _wrong("prompt", "a text, token ids, or a list of either", each)
+            raise wrong("prompt", "a text, token ids, or a list of either", each)
     return tuple(each if isinstance(each, str) else tuple(each) for each in prompt)
 
 
@@ -207,11 +233,11 @@ def _messages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns messages with OpenAI's ways to say the same undone; the rest as it is."""
     messages = fields.get("messages")
     if not isinstance(messages, list):
-        raise _wrong("messages", "a list of {role, content}", messages)
+        raise wrong("messages", "a list of {role, content}", messages)
     plain = []
     for place, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise _wrong(f"messages[{place}]", "{role, content}", message)
+            raise wrong(f"messages[{place}]", "{role, content}", message)
         message = {name: value for name, value in message.items() if value is not None}
         if isinstance(message.get("content"), list):
             message["content"] = _joined(place, message["content"])
@@ -228,7 +254,7 @@ def _joined(place: int, parts: list[Any]) -> str:
             raise bad_field(
                 "messages",
                 f"messages[{place}].content must be of parts of type 'text', got "
-                f"{_shown(part)}",
+                f"{shown(part)}",
             )
     return "".join(part["text"] for part in parts)
 
@@ -241,47 +267,8 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
         or len(stops) > _MOST_STOPS
         or not all(isinstance(each, str) and each for each in stops)
     ):
-        raise _wrong("stop", f"a text, or up to {_MOST_STOPS}, none empty", stop)
+        raise wrong("stop", f"a text, or up to {_MOST_STOPS}, none empty", stop)
     return tuple(stops)
-
-
-def _whole(
-    fields: Mapping[str, Any], name: str, least: int | None, most: int | None
-) -> int:
-    value = fields[name]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < (value if least is None else least):
-        above = "" if least is None else f" >= {least}"
-        raise _wrong(name, f"a whole number{above}", value)
-    if most is not None and value > most:
-        raise _wrong(name, f"a whole number from {least} to {most}", value)
-    return value
-
-
-def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
-    value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(name, "a number", value)
-    try:
-        return float(value)
-    except OverflowError:
-        raise _wrong(name, "a number", value) from None
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(name, "true or false", value)
-    return value
-
-
-def _wrong(name: str, allowed: str, value: Any) -> ApiError:
-    field = name.partition("[")[0]
-    return bad_field(field, f"{name} must be {allowed}, got {_shown(value)}")
-
-
-def _shown(value: Any, longest: int = 60) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _kind(value: Any) -> str:

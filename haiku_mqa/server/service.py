@@ -10,9 +10,9 @@ from typing import Any
 from haiku_mqa.errors import EngineFull, EngineStopped
 from haiku_mqa.generation import Engine
 from haiku_mqa.server.api_errors import ApiError, bad_field, crowded, stopping
-from haiku_mqa.server.choices import Choice, StoppedText
+from haiku_mqa.server.choices import Choice
 from haiku_mqa.server.orders import Order
-from haiku_mqa.streaming import text_decoder
+from haiku_mqa.streaming import StoppedText, text_decoder
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,6 +46,12 @@ class Service:
     def encoded(self, order: Order) -> list[list[int]]:
         """Returns the token ids of an order's prompts. Takes time for a long one.
 
+        Args:
+          order: What a client asks for.
+
+        Returns:
+          For each prompt its ids; of messages, one prompt.
+
         Raises:
           ApiError: The model cannot read them.
         """
@@ -71,6 +77,13 @@ class Service:
     def choices(self, order: Order, prompts: Sequence[Sequence[int]]) -> list[Choice]:
         """Submits all that an order asks for, or nothing.
 
+        Args:
+          order: What a client asks for.
+          prompts: Its prompts' token ids.
+
+        Returns:
+          The choices of the first prompt, then of the next.
+
         Raises:
           ApiError: A prompt is too long or otherwise not as it should be, there are
             too many, or the server stops.
@@ -95,6 +108,9 @@ class Service:
                             sampling=order.sampling,
                             seed=(order.seed + sample) % 2**32,
                             end_tokens=tuple(getattr(self.tokenizer, "end_tokens", ())),
+                            logprobs=order.logprobs,
+                            top_logprobs=order.top_logprobs,
+                            sample=sample,
                         )
                     )
         except (EngineFull, EngineStopped, ValueError) as error:

@@ -7,6 +7,7 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from haiku_mqa import Model, Sampling, generate
@@ -28,6 +29,13 @@ def _engine(model=MODEL, params=PARAMS, **sizes) -> Engine:
 def _alone(prompt, new: int = NEW, sampling: Sampling = GREEDY, seed: int = 0):
     [tokens] = alone([Wish(prompt, new, sampling, seed)])
     return tokens
+
+
+def _logprobs(request) -> jax.Array:
+    """Returns the model's log-probabilities at each place of an answer, ``[T, V]``."""
+    text = jnp.array([[*request.prompt, *request.tokens]])
+    logits = MODEL.apply(PARAMS, None, text).logits[0]
+    return jax.nn.log_softmax(logits[len(request.prompt) - 1 : -1])
 
 
 def test_request_gets_the_tokens_of_a_call_of_its_own():
@@ -114,6 +122,28 @@ def test_warming_up_amid_a_request_leaves_its_tokens_as_they_are():
     assert request.result().tokens == _alone(PROMPTS[2])
 
 
+def test_logprobs_are_those_of_the_models_own_distribution():
+    engine = _engine()
+    asked = {"max_new_tokens": NEW, "logprobs": True}
+    requests = [
+        engine.submit(PROMPTS[2], **asked, top_logprobs=4),
+        engine.submit(PROMPTS[2], **asked, sampling=HOT, seed=3),
+    ]
+    beside = engine.submit(PROMPTS[0], max_new_tokens=NEW)
+    engine.run()
+    for request in requests:
+        own = _logprobs(request)[jnp.arange(NEW), jnp.array(request.tokens)]
+        np.testing.assert_allclose(request.result().logprobs, own, atol=1e-4)
+    top = requests[0].result().top_logprobs
+    assert [[token for token, _ in each] for each in top] == (
+        jax.lax.top_k(_logprobs(requests[0]), 4)[1].tolist()
+    )
+    for each, logprob in zip(top, requests[0].logprobs, strict=True):
+        assert each[0][1] == logprob  # greedy
+        assert [p for _, p in each] == sorted((p for _, p in each), reverse=True)
+    assert requests[1].top_logprobs is beside.logprobs is beside.top_logprobs is None
+
+
 @pytest.mark.parametrize("many", [False, True], ids=["few", "more than a row holds"])
 def test_end_token_ends_its_request_alone(many):
     free = _alone(PROMPTS[0])
@@ -186,7 +216,7 @@ def test_progress_is_told_with_each_turn_and_at_the_end():
 
 def test_result_gives_up_after_its_timeout():
     with _engine() as engine:
-        with engine._turn:  # as if a turn took that long
+        with engine._turns.lock:  # as if a turn took that long
             request = engine.submit(PROMPTS[0], max_new_tokens=NEW)
             with pytest.raises(TimeoutError, match=r"still open after 0\.05 s"):
                 request.result(timeout=0.05)
@@ -235,14 +265,14 @@ def test_tokens_of_a_request_cancelled_amid_a_turn_are_nobodys(monkeypatch):
     engine = _engine(slots=1)
     first = engine.submit(PROMPTS[0], max_new_tokens=30)
     engine.step()
-    before, decode = len(first.tokens), engine._decode
+    before, decode = len(first.tokens), engine._turns._decode
 
-    def cancelled_amid(*arguments):
-        chosen = decode(*arguments)
+    def cancelled_amid(*arguments, **options):
+        chosen = decode(*arguments, **options)
         first.cancel()
         return chosen
 
-    monkeypatch.setattr(engine, "_decode", cancelled_amid)
+    monkeypatch.setattr(engine._turns, "_decode", cancelled_amid)
     engine.step()
     monkeypatch.undo()
     second = engine.submit(PROMPTS[1], max_new_tokens=NEW)
@@ -276,7 +306,7 @@ def test_stop_finishes_what_is_open_and_takes_no_more():
 @pytest.mark.parametrize("options", [{"finish": False}, {"timeout": 0.0}], ids=str)
 def test_stop_cancels_what_it_does_not_finish(options):
     engine = _engine(slots=1).start()
-    with engine._turn:
+    with engine._turns.lock:
         requests = [engine.submit(p, max_new_tokens=40) for p in PROMPTS[:2]]
         stopping = threading.Thread(target=engine.stop, kwargs=options)
         stopping.start()
@@ -333,7 +363,7 @@ def test_error_of_the_device_ends_what_is_open_and_the_engine_goes_on(monkeypatc
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr("haiku_mqa.generation.engine.decode", fail)
+        patch.setattr("haiku_mqa.generation._turns.decode", fail)
         with pytest.raises(MemoryError, match="no room"):
             engine.run()
     for request in lost:
@@ -349,7 +379,7 @@ def test_error_of_the_device_reaches_who_waits_for_the_background(monkeypatch):
 
     with _engine() as engine:
         with monkeypatch.context() as patch:
-            patch.setattr("haiku_mqa.generation.engine.read", fail)
+            patch.setattr("haiku_mqa.generation._turns.read", fail)
             with pytest.raises(MemoryError, match="no room"):
                 engine.submit(PROMPTS[0], max_new_tokens=NEW).result()
         later = engine.submit(PROMPTS[0], max_new_tokens=NEW)
@@ -376,6 +406,12 @@ def test_error_of_the_device_reaches_who_waits_for_the_background(monkeypatch):
             "logit_bias must hold ids from 0 to 28",
         ),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"logprobs": 1}, "logprobs must be True or False, got 1"),
+        (
+            {"logprobs": True, "top_logprobs": 21},
+            "top_logprobs must be a whole number from 0 to 20, got 21",
+        ),
+        ({"top_logprobs": 2}, "top_logprobs must be 0 where logprobs is False, got 2"),
         ({"end_tokens": [29]}, "end_tokens must hold ids from 0 to 28 .* got 29"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,

@@ -186,23 +186,31 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self) -> None:
         assert self.engine.step() == bool(self.open)
 
+    @property
+    def held(self) -> list[Request]:
+        slots = self.engine._line._slots
+        return [slot.request for slot in slots if slot.request is not None]
+
     @invariant()
     def all_that_is_open_is_held_once(self) -> None:
-        held = [request for request in self.engine._held if request is not None]
-        waiting = list(self.engine._waiting)
-        assert collections.Counter(held + waiting) == collections.Counter(self.open)
-        assert self.engine.num_running == len(held) <= SLOTS
+        line = self.engine._line
+        waiting = list(line._waiting)
+        assert collections.Counter(self.held + waiting) == collections.Counter(
+            self.open
+        )
+        assert self.engine.num_running == len(self.held) <= SLOTS
         assert len(waiting) <= SLOTS + 2
-        assert set(self.engine._unread) <= {
-            slot for slot, held in enumerate(self.engine._held) if held is not None
-        }
+        assert [slot.place for slot in line._slots] == list(range(SLOTS))
+        for slot in line._unread:
+            assert slot.request is not None
+            assert (slot.read or 0) < len(slot.request.prompt)
 
     @invariant()
     def first_come_is_first_served(self) -> None:
         order = [request for _, request in self.asked]
-        waiting = list(self.engine._waiting)
+        waiting = list(self.engine._line._waiting)
         assert waiting == [request for request in order if request in waiting]
-        for held in filter(None, self.engine._held):
+        for held in self.held:
             assert all(order.index(held) < order.index(other) for other in waiting)
 
     @invariant()

@@ -219,7 +219,8 @@ def test_stops_are_the_same_whatever_the_chunk(sampled):
             tokenizer=LETTERS,
             chunk=chunk,
         )
-        rows = [list(itertools.chain(*row)) for row in zip(*steps, strict=True)]
+        columns = zip(*(step.tokens for step in steps), strict=True)
+        rows = [list(itertools.chain(*row)) for row in columns]
         assert rows == expected
 
 

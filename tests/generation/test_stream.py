@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from haiku_mqa import Sampling, generate, stream
-from haiku_mqa.generation import loop
+from haiku_mqa.generation import Step, loop
 from haiku_mqa.generation.loop import CHUNK
 from tests.models import example, example_params
 
@@ -28,7 +28,8 @@ def _generate(new: int = NEW, **options):
 
 
 def _joined(steps) -> list[list[int]]:
-    return [list(itertools.chain(*row)) for row in zip(*steps, strict=True)]
+    rows = zip(*(step.tokens for step in steps), strict=True)
+    return [list(itertools.chain(*row)) for row in rows]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, CHUNK])
@@ -36,18 +37,19 @@ def _joined(steps) -> list[list[int]]:
 def test_stream_gives_the_tokens_of_the_batch_whatever_the_chunk(options, chunk):
     steps = list(_stream(chunk=chunk, **options))
     assert _joined(steps) == _generate(**options).tokens
-    assert [len(step[0]) for step in steps[1:-1]] == [chunk] * (len(steps) - 2)
+    counts = [len(step.tokens[0]) for step in steps[1:-1]]
+    assert counts == [chunk] * (len(steps) - 2)
 
 
 def test_stream_goes_on_past_a_full_chunk():
     steps = list(_stream(new=CHUNK + 3, chunk=CHUNK))
-    assert [len(step[0]) for step in steps] == [1, CHUNK, 2]
+    assert [len(step.tokens[0]) for step in steps] == [1, CHUNK, 2]
     assert _joined(steps) == _generate(new=CHUNK + 3).tokens
 
 
 def test_stream_gives_each_token_as_it_is_chosen():
     steps = list(_stream())
-    assert [[len(row) for row in step] for step in steps] == [[1] * 4] * NEW
+    assert [[len(row) for row in step.tokens] for step in steps] == [[1] * 4] * NEW
 
 
 def test_stream_gives_a_row_that_ended_nothing_and_stops_when_all_have():
@@ -56,7 +58,21 @@ def test_stream_gives_a_row_that_ended_nothing_and_stops_when_all_have():
     steps = list(_stream(end_tokens=[end], **HOT))
     assert _joined(steps) == _generate(end_tokens=[end], **HOT).tokens
     ends = {tokens[0] for tokens in free}
-    assert list(_stream(end_tokens=sorted(ends), **HOT)) == [[[], [], [], []]]
+    [step] = _stream(end_tokens=sorted(ends), **HOT)
+    assert step == Step([[]] * 4, ["end"] * 4)
+
+
+def test_steps_say_why_rows_ended_and_how_likely_tokens_were():
+    free = _generate(**HOT).tokens
+    options = {"end_tokens": [free[0][3]], **HOT}
+    whole = _generate(logprobs=True, **options)
+    steps = list(_stream(logprobs=True, chunk=2, **options))
+    assert _joined(steps) == whole.tokens
+    rows = zip(*(step.logprobs for step in steps), strict=True)
+    assert [list(itertools.chain(*row)) for row in rows] == whole.logprobs
+    assert steps[0].finish_reasons == [None] * 4
+    assert steps[-1].finish_reasons == whole.finish_reasons
+    assert next(_stream(**options)).logprobs is None
 
 
 def test_stream_can_be_left_and_begun_again():
