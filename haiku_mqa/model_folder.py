@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from haiku_mqa._files import write_whole
+from haiku_mqa._keep import Keep
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import FormatError
 from haiku_mqa.model import Params, build
@@ -30,6 +30,7 @@ FORMAT = "haiku_mqa decoder 1"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+_FLOATING = ("F16", "BF16", "F32", "F64")  # the names that safetensors gives them
 
 
 def is_model_folder(path: str | os.PathLike[str]) -> bool:
@@ -104,15 +105,18 @@ def write_weights(
     write_whole(Path(folder) / WEIGHTS, save(tensors, dict(metadata or {})))
 
 
-def read_weights(folder: str | os.PathLike[str], config: DecoderConfig) -> Params:
+def read_weights(
+    folder: str | os.PathLike[str], config: DecoderConfig, keep: Keep | None = None
+) -> Params:
     """Returns the weights that ``write_weights`` wrote, in the dtype they lie in.
 
     Args:
       folder: The model's.
       config: Whose shapes they must have.
+      keep: What becomes of each; they stay NumPy arrays if left out.
 
     Returns:
-      Module path to parameter name to NumPy array.
+      Module path to parameter name to what was kept.
 
     Raises:
       FormatError: The file is damaged, or its tensors are not the config's; names
@@ -120,21 +124,18 @@ def read_weights(folder: str | os.PathLike[str], config: DecoderConfig) -> Param
       OSError: It cannot be read.
     """
     path = Path(folder) / WEIGHTS
-    with _opened(path) as file:
-        names = file.keys()
-        tensors = {name: file.get_tensor(name) for name in names}
     wanted = {
-        f"{module}/{name}": tuple(leaf.shape)
+        f"{module}/{name}": (module, name, tuple(leaf.shape))
         for module, leaves in build(config).param_shapes.items()
         for name, leaf in leaves.items()
     }
-    faults = _faults(tensors, wanted)
-    if faults:
-        raise FormatError(f"{path} is not of its config: {'; '.join(faults)}")
+    _check_tensors(path, {name: shape for name, (_, _, shape) in wanted.items()})
     params: dict[str, dict[str, Any]] = {}
-    for name in wanted:
-        module, _, leaf = name.rpartition("/")
-        params.setdefault(module, {})[leaf] = tensors[name]
+    for name, (module, leaf, _) in wanted.items():
+        with _opened(path) as file:  # anew: what was read of it stays in memory
+            tensor = file.get_tensor(name)
+        kept = tensor if keep is None else keep(config, module, leaf, tensor)
+        params.setdefault(module, {})[leaf] = kept
     return params
 
 
@@ -172,20 +173,24 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from None
 
 
-def _faults(
-    found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
-) -> list[str]:
+def _check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    with _opened(path) as file:
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+        dtypes = {name: tensor.get_dtype() for name, tensor in found.items()}
     missing = [f"{name} is missing" for name in wanted if name not in found]
     surplus = [f"{name} is no parameter" for name in found if name not in wanted]
     misshapen = [
-        f"{name} is {list(found[name].shape)}, not {list(shape)}"
+        f"{name} is {list(shapes[name])}, not {list(shape)}"
         for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
+        if name in found and shapes[name] != shape
     ]
     # Whole numbers of the right shape would be taken for weights.
     others = [
-        f"{name} is {tensor.dtype}, not of floating point"
-        for name, tensor in found.items()
-        if name in wanted and not jnp.issubdtype(tensor.dtype, jnp.floating)
+        f"{name} is of {dtype}, not of floating point"
+        for name, dtype in dtypes.items()
+        if name in wanted and dtype not in _FLOATING
     ]
-    return missing + surplus + misshapen + others
+    faults = missing + surplus + misshapen + others
+    if faults:
+        raise FormatError(f"{path} is not of its config: {'; '.join(faults)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
+import jax
 
 from haiku_mqa.checks import check_params
+from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.model import Model, Params
 from haiku_mqa.ops.quantized import QuantizedMatrix, quantize
@@ -55,10 +57,36 @@ def quantize_params(
     check_params(params, model.param_shapes)
     return {
         module: {
-            name: _quantized(module, name, leaf, model) for name, leaf in leaves.items()
+            name: quantize_param(model.config, module, name, leaf)
+            for name, leaf in leaves.items()
         }
         for module, leaves in params.items()
     }
+
+
+def quantize_param(config: DecoderConfig, module: str, name: str, leaf: Any) -> Any:
+    """Returns one parameter as ``quantize_params`` would have it.
+
+    Args:
+      config: Of the decoder.
+      module: Path of the parameter's module.
+      name: Its own.
+      leaf: Its array.
+
+    Returns:
+      A ``QuantizedMatrix``, or the array, on the default device.
+
+    Raises:
+      ValueError: It is quantized already.
+    """
+    if isinstance(leaf, QuantizedMatrix):
+        raise ValueError(f"params must be of floating point: {module} is quantized")
+    array = jax.device_put(leaf)
+    is_table = module in _LOOKED_UP
+    if array.ndim != 2 or (is_table and not _is_output(config, module)):
+        return array
+    # Waited for, because whoever quantizes one after another would else hold all.
+    return jax.block_until_ready(_quantize(array, axis=0 if is_table else 1))
 
 
 def check_quantization(quantization: str) -> None:
@@ -96,13 +124,10 @@ def num_bytes(params: Params) -> int:
     return sum(leaf.nbytes for leaves in params.values() for leaf in leaves.values())
 
 
-def _quantized(module: str, name: str, leaf: Any, model: Model) -> Any:
-    if isinstance(leaf, QuantizedMatrix):
-        raise ValueError(f"params must be of floating point: {module} is quantized")
-    if len(leaf.shape) != 2:
-        return leaf
-    if module not in _LOOKED_UP:
-        return quantize(jnp.asarray(leaf), axis=1)
-    if module == _EMBEDDING and model.config.tie_embeddings:
-        return quantize(jnp.asarray(leaf), axis=0)
-    return leaf
+def _is_output(config: DecoderConfig, module: str) -> bool:
+    return module == _EMBEDDING and config.tie_embeddings
+
+
+# One program for each shape: by itself each of its steps would be one, with an array
+# as large as the matrix between them.
+_quantize = functools.partial(jax.jit, static_argnames="axis")(quantize)

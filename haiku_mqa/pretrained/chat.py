@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from haiku_mqa.errors import unknown_name
-from haiku_mqa.pretrained import _sandbox
 
 ROLES = ("assistant", "system", "tool", "user")
 
@@ -61,6 +58,11 @@ def render_chat(
       Traceback (most recent call last):
       ValueError: chat template: '__class__' of a str is out of bounds
     """
+    # Whoever only continues a text starts sooner without it.
+    import jinja2
+
+    from haiku_mqa.pretrained import _sandbox
+
     checked = check_messages(messages)
     if len(template) > _sandbox.LONGEST_SOURCE:
         raise ValueError(

@@ -13,6 +13,7 @@ import mmap
 import os
 import pathlib
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _SMALLEST_PAIR = 8 + 4 + 1
 _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 _STRING, _ARRAY = 8, 9
+_PIECE = 65_536  # numbers: what a core keeps near while it works on them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,21 +66,51 @@ class GGUFTensor:
           >>> GGUFTensor("blk.0.attn_norm.weight", (2,), "F32", one).dequantize()
           array([ 1.5, -2. ], dtype=float32)
         """
+        numbers = np.empty(self.shape, np.float32)
+        rows = numbers.reshape(-1, self.shape[-1])
+        for start, piece in self.pieces():
+            rows[start : start + len(piece)] = piece
+        return numbers
+
+    def pieces(self, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the numbers some rows at a time, so that all never lie side by side.
+
+        Args:
+          multiple: How many rows belong together; a piece has whole groups of them,
+            but for the last.
+
+        Yields:
+          Which row of the tensor, as ``[rows, columns]``, a piece begins with; and its
+          numbers, float32 ``[some rows, columns]``, to be read.
+
+        Raises:
+          FormatError: The numbers are stored in a way that cannot be undone here.
+
+        Example:
+          >>> two = np.frombuffer(np.float32([1.5, -2.0]).tobytes(), np.uint8)
+          >>> tensor = GGUFTensor("blk.0.attn_q.weight", (2, 1), "F32", two)
+          >>> [(start, piece.tolist()) for start, piece in tensor.pieces()]
+          [(0, [[1.5], [-2.0]])]
+        """
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        rows = self.data.reshape(*self.shape[:-1], -1)
-        try:
-            # A damaged scale overflows here; whoever needs finite numbers says so
-            # with the tensor's name, which a warning cannot.
-            with np.errstate(over="ignore", invalid="ignore"):
-                numbers = dequantize(rows, GGMLQuantizationType[self.kind])
-        except NotImplementedError:
-            raise FormatError(
-                f"tensor {in_one_line(self.name)} is stored as {self.kind}, which "
-                "cannot be dequantized"
-            ) from None
-        return np.array(numbers, np.float32).reshape(self.shape)
+        columns = self.shape[-1]
+        rows = self.data.reshape(math.prod(self.shape[:-1]), -1)
+        step = max(1, _PIECE // columns // multiple) * multiple
+        for start in range(0, len(rows), step):
+            stored = rows[start : start + step]
+            try:
+                # A damaged scale overflows here; whoever needs finite numbers says so
+                # with the tensor's name, which a warning cannot.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    numbers = dequantize(stored, GGMLQuantizationType[self.kind])
+            except NotImplementedError:
+                raise FormatError(
+                    f"tensor {in_one_line(self.name)} is stored as {self.kind}, which "
+                    "cannot be dequantized"
+                ) from None
+            yield start, numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_mqa._keep import Keep, aligned_empty, on_device
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
@@ -18,19 +19,26 @@ from haiku_mqa.pretrained.gguf import GGUFFile
 
 __all__ = ["Params", "config_from_gguf", "params_from_gguf", "unpermute_rotary"]
 
-Params = dict[str, dict[str, jax.Array]]
+Params = dict[str, dict[str, Any]]
 _Kind = Literal["as_it_is", "matrix", "query", "key"]
 
 # What a message lists of one kind before it only counts the rest.
 _MOST_LISTED = 8
 
 
-def params_from_gguf(file: GGUFFile, config: DecoderConfig) -> Params:
+def params_from_gguf(
+    file: GGUFFile, config: DecoderConfig, keep: Keep = on_device
+) -> Params:
     """Returns the parameters of a ``llama`` decoder in a GGUF file.
+
+    They are made one at a time, the largest first, so that no more memory is needed
+    than for all that is kept, or than for the largest and what is kept of it.
 
     Args:
       file: The file.
       config: What ``config_from_gguf`` made of it.
+      keep: What becomes of each parameter; it is put on the default device if left
+        out.
 
     Returns:
       Module paths to names to arrays of ``config.param_dtype``; matrices are
@@ -60,8 +68,11 @@ are only 0 tensors
     parts = {part.name: part for part in _parts(config)}
     _check_shapes(file, parts)
     params: Params = {}
-    for part in parts.values():
-        params.setdefault(part.path, {})[part.leaf] = _array(file, part, config)
+    for part in parts.values():  # in their own order, not in that of their sizes
+        params.setdefault(part.path, {})[part.leaf] = None
+    for part in sorted(parts.values(), key=lambda part: -math.prod(part.shape)):
+        array = _array(file, part, config)
+        params[part.path][part.leaf] = keep(config, part.path, part.leaf, array)
     return params
 
 
@@ -166,21 +177,28 @@ def _listed(names: Iterable[str]) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
-def _array(file: GGUFFile, part: _Part, config: DecoderConfig) -> jax.Array:
-    weight = file.tensors[part.name].dequantize()
-    if not np.isfinite(weight).all():
-        raise FormatError(f"{file.path}: tensor {part.name} holds NaN or infinity")
-    if part.kind == "query":
-        weight = unpermute_rotary(weight, config.num_heads, config.rotary_size)
-    elif part.kind == "key":
-        weight = unpermute_rotary(weight, config.num_kv_heads, config.rotary_size)
-    if part.kind != "as_it_is":
-        weight = weight.T
-    with np.errstate(over="ignore"):  # Said below, with the tensor's name.
-        stored = weight.astype(jnp.dtype(config.param_dtype), order="C")
-    if stored.dtype != weight.dtype and not np.isfinite(stored).all():
-        raise FormatError(
-            f"{file.path}: tensor {part.name} holds numbers too large for "
-            f"{config.param_dtype}"
-        )
-    return jnp.asarray(stored)
+def _array(file: GGUFFile, part: _Part, config: DecoderConfig) -> np.ndarray:
+    dtype = jnp.dtype(config.param_dtype)
+    turned = part.kind in ("query", "key")
+    if part.kind == "as_it_is":
+        array = aligned_empty(part.shape, dtype)
+        rows = array.reshape(-1, part.shape[-1])
+    else:
+        array = aligned_empty(part.shape[::-1], dtype)
+        rows = array.T
+    pieces = file.tensors[part.name].pieces(config.key_size if turned else 1)
+    for start, piece in pieces:
+        if not np.isfinite(piece).all():
+            raise FormatError(f"{file.path}: tensor {part.name} holds NaN or infinity")
+        if turned:
+            heads = len(piece) // config.key_size
+            piece = unpermute_rotary(piece, heads, config.rotary_size)
+        stored = rows[start : start + len(piece)]
+        with np.errstate(over="ignore"):  # Said below, with the tensor's name.
+            stored[:] = piece
+        if dtype != piece.dtype and not np.isfinite(stored).all():
+            raise FormatError(
+                f"{file.path}: tensor {part.name} holds numbers too large for "
+                f"{config.param_dtype}"
+            )
+    return array

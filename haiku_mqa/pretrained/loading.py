@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from haiku_mqa._keep import Keep, on_device
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained.gguf import GGUFFile, read_gguf
@@ -43,13 +44,17 @@ class Pretrained:
 
 
 def read_pretrained(
-    path: str | os.PathLike[str], *, dtype: DType = "float32"
+    path: str | os.PathLike[str],
+    *,
+    dtype: DType = "float32",
+    keep: Keep = on_device,
 ) -> Pretrained:
     """Reads a model file.
 
     Args:
       path: A ``.gguf`` file of the ``llama`` architecture.
       dtype: What the decoder computes in, and what its parameters become.
+      keep: What becomes of each parameter, as ``params_from_gguf``.
 
     Returns:
       Its config, parameters, tokenizer and metadata.
@@ -76,7 +81,7 @@ def read_pretrained(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Pretrained(
-        config, params_from_gguf(file, config), tokenizer, _plain_metadata(file)
+        config, params_from_gguf(file, config, keep), tokenizer, _plain_metadata(file)
     )
 
 

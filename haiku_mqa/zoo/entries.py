@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from importlib import metadata as distributions
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING
 import jax
 
 from haiku_mqa import model_folder
-from haiku_mqa.config import DecoderConfig
+from haiku_mqa._keep import Keep
+from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
 from haiku_mqa.model import Params, build
 from haiku_mqa.modules.functional import classic_config
 from haiku_mqa.zoo.packaged_file import PackagedFile
+from haiku_mqa.zoo.params_loader import ParamsLoader
 from haiku_mqa.zoo.sources import fetch
 from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
 
@@ -141,15 +144,23 @@ def smollm2_135m() -> ModelSpec:
       (30, 3, 'Apache-2.0')
     """
 
-    def load_params() -> Params:
-        from haiku_mqa.pretrained import read_pretrained
+    @functools.cache
+    def file() -> pretrained.GGUFFile:
+        from haiku_mqa.pretrained import read_gguf
 
-        return read_pretrained(fetch(SMOLLM2_135M_FILE)).params
+        return read_gguf(fetch(SMOLLM2_135M_FILE))
+
+    def read_params(dtype: DType, keep: Keep) -> Params:
+        from haiku_mqa.pretrained import config_from_gguf, params_from_gguf
+
+        read = file()
+        config = config_from_gguf(read.metadata, read.tensors, dtype=dtype)
+        return params_from_gguf(read, config, keep)
 
     def load_tokenizer() -> pretrained.Tokenizer:
-        from haiku_mqa.pretrained import read_gguf, tokenizer_from_gguf
+        from haiku_mqa.pretrained import tokenizer_from_gguf
 
-        return tokenizer_from_gguf(read_gguf(fetch(SMOLLM2_135M_FILE)).metadata)
+        return tokenizer_from_gguf(file().metadata)
 
     return _spec(
         "smollm2-135m",
@@ -163,7 +174,7 @@ def smollm2_135m() -> ModelSpec:
             sha256=SMOLLM2_135M_FILE.sha256,
             capabilities=("logits", "cache", "pretrained", "chat"),
         ),
-        load_params=load_params,
+        load_params=ParamsLoader(read_params),
         load_tokenizer=load_tokenizer,
     )
 

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 
+from haiku_mqa._keep import Keep, on_device
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.model import Model, Params, build
-from haiku_mqa.quantization import Quantization, check_quantization, quantize_params
+from haiku_mqa.quantization import Quantization, check_quantization, quantize_param
 from haiku_mqa.text import AnyTokenizer
 from haiku_mqa.zoo.discovery import is_path, load
+from haiku_mqa.zoo.params_loader import ParamsLoader
 from haiku_mqa.zoo.paths import read_path
 from haiku_mqa.zoo.spec import ModelMetadata
 
@@ -79,21 +80,16 @@ draw some with haiku_mqa.zoo.load('mqa-decoder').init
     """
     if quantize is not None:
         check_quantization(quantize)
+    keep = on_device if quantize is None else quantize_param
     text = os.fspath(source)
-    loaded = _load_path(Path(text), dtype) if is_path(text) else _load_name(text, dtype)
-    if quantize is None:
-        return loaded
-    params = quantize_params(loaded.model, loaded.params, quantize)
-    return dataclasses.replace(loaded, params=params)
+    if is_path(text):
+        read = read_path(Path(text), dtype=dtype, keep=keep)
+        model = build(read.config)
+        return LoadedModel(model, read.params, read.tokenizer, read.metadata)
+    return _load_name(text, dtype, keep)
 
 
-def _load_path(path: Path, dtype: DType) -> LoadedModel:
-    read = read_path(path, dtype=dtype)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), read.params)
-    return LoadedModel(build(read.config), params, read.tokenizer, read.metadata)
-
-
-def _load_name(name: str, dtype: DType) -> LoadedModel:
+def _load_name(name: str, dtype: DType, keep: Keep) -> LoadedModel:
     spec = load(name)
     if spec.load_params is None:
         raise ValueError(
@@ -107,7 +103,20 @@ def _load_name(name: str, dtype: DType) -> LoadedModel:
             f"haiku_mqa.zoo.load({name!r})"
         )
     config = dataclasses.replace(spec.config, dtype=dtype, param_dtype=dtype)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), spec.load_params())
+    if isinstance(spec.load_params, ParamsLoader):
+        params = spec.load_params.read(dtype, keep)
+    else:
+        params = _kept(spec.load_params(), config, keep)
     load_tokenizer = cast("Callable[[], Any] | None", spec.load_tokenizer)
     tokenizer = load_tokenizer() if load_tokenizer else None
     return LoadedModel(build(config), params, tokenizer, spec.metadata)
+
+
+def _kept(params: Params, config: DecoderConfig, keep: Keep) -> Params:
+    return {
+        module: {
+            name: keep(config, module, name, jnp.asarray(leaf, config.param_dtype))
+            for name, leaf in leaves.items()
+        }
+        for module, leaves in params.items()
+    }

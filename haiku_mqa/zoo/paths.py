@@ -9,7 +9,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from haiku_mqa import model_folder
+from haiku_mqa._keep import Keep, aligned_empty, on_device
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
 from haiku_mqa.model import Params, build
@@ -37,12 +42,16 @@ class FoundModel:
     metadata: ModelMetadata
 
 
-def read_path(path: Path, *, dtype: DType = "float32") -> FoundModel:
+def read_path(
+    path: Path, *, dtype: DType = "float32", keep: Keep = on_device
+) -> FoundModel:
     """Reads a model folder or a model file.
 
     Args:
       path: A folder, as a training run's is, or a ``.gguf`` file.
       dtype: What the decoder computes in, and what its parameters become.
+      keep: What becomes of each parameter; it is put on the default device if left
+        out.
 
     Returns:
       All that is there.
@@ -54,11 +63,11 @@ def read_path(path: Path, *, dtype: DType = "float32") -> FoundModel:
     """
     if not path.is_dir():
         _check_exists(path)
-        read = read_pretrained(path, dtype=dtype)
+        read = read_pretrained(path, dtype=dtype, keep=keep)
         about = _about_file(path, read.metadata)
         return FoundModel(read.config, read.params, read.tokenizer, about)
     config = dataclasses.replace(_config_of(path), dtype=dtype, param_dtype=dtype)
-    params = model_folder.read_weights(path, config)
+    params = model_folder.read_weights(path, config, _in_its_dtype(keep))
     return FoundModel(config, params, _tokenizer_of(path, config), _about_folder(path))
 
 
@@ -103,6 +112,20 @@ def describe_path(path: Path) -> ModelSpec:
         load_params=lambda: read_path(path, dtype=config.param_dtype).params,
         load_tokenizer=lambda: read_path(path).tokenizer,
     )
+
+
+def _in_its_dtype(keep: Keep) -> Keep:
+    """Returns what keeps a parameter as ``keep`` does, in the config's dtype."""
+
+    def kept(
+        config: DecoderConfig, module: str, name: str, array: np.ndarray | jax.Array
+    ) -> Any:
+        wanted = aligned_empty(array.shape, jnp.dtype(config.param_dtype))
+        with np.errstate(over="ignore"):  # what is too large becomes infinity
+            wanted[...] = array
+        return keep(config, module, name, wanted)
+
+    return kept
 
 
 def _check_exists(path: Path) -> None:
