@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 
@@ -96,3 +97,21 @@ def check_at_least(name: str, value: object, least: float) -> None:
     """
     if not is_number(value) or value < least:
         raise ValueError(f"{name} must be a number >= {least:g}, got {value!r}")
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Returns in words where two configs differ; empty where they do not.
+
+    Args:
+      theirs: Fields of the one that was met.
+      ours: Fields of the one that was meant.
+
+    Example:
+      >>> differences({"d_ff": 64, "d_model": 8}, {"d_ff": 32, "d_model": 8})
+      'd_ff = 64, not 32'
+    """
+    return "; ".join(
+        f"{name} = {theirs.get(name)!r}, not {ours.get(name)!r}"
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    )

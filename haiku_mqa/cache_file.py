@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from haiku_mqa._arguments import differences
 from haiku_mqa._files import write_whole
 from haiku_mqa.cache import Int8Array, KVCache
 from haiku_mqa.checks import check_params
@@ -242,12 +243,8 @@ def _difference(header: dict[str, str], model: Model) -> str:
     except (KeyError, TypeError, ValueError):
         return "it does not tell its config"
     ours = json.loads(json.dumps(model.config.to_dict()))
-    told = [
-        f"{name} = {theirs.get(name)!r}, not {ours.get(name)!r}"
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
-    ]
-    return "; ".join(told) or "its config's digest is of another config"
+    told = differences(theirs, ours)
+    return told or "its config's digest is of another config"
 
 
 def _config_digest(model: Model) -> str:
@@ -259,7 +256,9 @@ def _params_digest(params: Params) -> str:
     digest = hashlib.sha256()
     for module in sorted(params):
         for name in sorted(params[module]):
-            leaf = np.ascontiguousarray(params[module][name])
-            digest.update(f"{module}/{name} {leaf.dtype} {leaf.shape}\n".encode())
-            digest.update(leaf.reshape(-1).view(np.uint8).data)
+            # A quantized one has more than one array.
+            for array in jax.tree.leaves(params[module][name]):
+                leaf = np.ascontiguousarray(array)
+                digest.update(f"{module}/{name} {leaf.dtype} {leaf.shape}\n".encode())
+                digest.update(leaf.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

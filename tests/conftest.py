@@ -19,6 +19,8 @@ hypothesis.settings.register_profile(
     "ci", max_examples=200, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
+# Tests are of what there is everywhere; those of the kernels switch them on.
+os.environ.setdefault("HAIKU_MQA_KERNELS", "off")
 _DEFAULT = "ci" if os.environ.get("CI", "").lower() == "true" else "dev"
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _DEFAULT))
 
@@ -39,6 +41,33 @@ def forget_compiled_programs():
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs keep what they compile, in this process and in others."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compiled_folder: Path):
+    """Has a program that one run compiled be found by the next, which makes its own."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = {
+        "jax_compilation_cache_dir": str(compiled_folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ SHORTENED = {
     "--prompt-tokens 8 --repeats 1",
     "haiku-mqa bench batch": "haiku-mqa bench batch --model mqa-decoder "
     "--batch-sizes 1,2 --prompt-tokens 8 --new-tokens 2 --repeats 1",
+    "haiku-mqa bench accelerator": "haiku-mqa bench accelerator --device cpu "
+    "--preset tiny --prompt-tokens 8 --new-tokens 2 --repeats 1",
     "haiku-mqa bench context": "haiku-mqa bench context --contexts 16 --repeats 1",
     "haiku-mqa bench engine": "haiku-mqa bench engine --model mqa-decoder "
     "--requests 3 --slots 2 --prompt-tokens 8 --new-tokens 4 --repeats 1",

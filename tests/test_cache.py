@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haiku_mqa.cache import KVCache, LayerCache, init_cache
+from haiku_mqa.cache.layers import _put_one, _put_one_straight
 from tests.models import (
     BATCH,
     EXAMPLES,
@@ -165,6 +166,16 @@ def test_write_drops_what_has_no_slot_and_keeps_the_rest():
     written = layer.write(jnp.asarray([[1, 3, 2, 7]]), new, -new)
     assert written.keys[0, 0].tolist() == [[0, 0], [1, 2], [5, 6]]
     assert written.values[0, 0].tolist() == [[0, 0], [-1, -2], [-5, -6]]
+
+
+@pytest.mark.parametrize("slot", [0, 2, 3, 9])
+def test_one_token_is_written_without_a_branch_as_it_is_with_one(slot):
+    old = jnp.arange(1.0, 7.0).reshape(1, 1, 3, 2)
+    new = jnp.asarray([[[[-1.0, -2.0]]]])
+    expected = old.at[0, 0, slot].set(new[0, 0, 0], mode="drop")
+    slot = jnp.asarray(slot)
+    np.testing.assert_array_equal(_put_one_straight(old, new, slot), expected)
+    np.testing.assert_array_equal(_put_one(old, slot[None, None], new), expected)
 
 
 def test_cache_past_its_end_is_an_error_where_lengths_can_be_seen():

@@ -156,5 +156,5 @@ def test_all_that_is_wrong_with_weights_is_listed_at_once(tmp_path):
         f"{layer}/attention/query/w is missing; "
         f"{layer}/attention/querry/w is no parameter; "
         "decoder_lm/embed/embeddings is [29, 31], not [29, 32]; "
-        f"{layer}/attention/key/w is int32, not of floating point"
+        f"{layer}/attention/key/w is of I32, not of floating point"
     )

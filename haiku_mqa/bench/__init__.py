@@ -6,21 +6,20 @@ and only ratios from one run mean anything.
 """
 
 from haiku_mqa.bench.bandwidth import load_remarks, read_bandwidth
-from haiku_mqa.bench.decode import Ours, Program, Timing, take_turns
-from haiku_mqa.bench.peers import transformers_peers
+from haiku_mqa.bench.decode import Ours, Program, Timing
 from haiku_mqa.bench.remote import Peers, RemotePeer
-from haiku_mqa.bench.report import DecodeReport, Standing
+from haiku_mqa.bench.standing import Standing
+from haiku_mqa.bench.turns import Turns, take_turns
 
 __all__ = [
-    "DecodeReport",
     "Ours",
     "Peers",
     "Program",
     "RemotePeer",
     "Standing",
     "Timing",
+    "Turns",
     "load_remarks",
     "read_bandwidth",
     "take_turns",
-    "transformers_peers",
 ]

@@ -11,25 +11,30 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _PIECES = 8  # to a thread, so that one that is held up is not waited for
+_OF_CORES = 1 << 28  # bytes
+_OF_DEVICE = 1 << 32  # bytes: a fast memory gives fewer before a call has begun
 
 
-def read_bandwidth(size: int = 1 << 28, passes: int = 3) -> float:
+def read_bandwidth(size: int | None = None, passes: int = 3) -> float:
     """Measures how many bytes a second can be read, by all cores together.
 
     On a CPU, as many threads as there are cores take the bitwise or of an array of
     64-bit words piece by piece: NumPy reads it at the memory's speed and holds no
     lock meanwhile. On an accelerator, the device takes the maximum of an array of
-    its own. The array is larger than caches are, and the fastest pass counts: a
-    limit is what can be had when nobody disturbs.
+    its own, and makes another of it, which is bytes read and as many written; the
+    faster of the two counts. The array is larger than caches are, and the fastest
+    pass counts: a limit is what can be had when nobody disturbs.
 
     Args:
-      size: Of the array, in bytes.
+      size: Of the array, in bytes; if ``None`` 256 MiB, and on an accelerator 4 GiB,
+        or an eighth of its memory if that is less.
       passes: How often it is read.
 
     Returns:
@@ -40,8 +45,8 @@ def read_bandwidth(size: int = 1 << 28, passes: int = 3) -> float:
       True
     """
     if jax.default_backend() == "cpu":
-        return _of_cores(size, passes)
-    return _of_device(size, passes)
+        return _of_cores(size or _OF_CORES, passes)
+    return _of_device(size or _size_for(jax.devices()[0]), passes)
 
 
 def cores() -> int:
@@ -76,11 +81,20 @@ def _of_cores(size: int, passes: int) -> float:
         )
 
 
+def _size_for(device: Any) -> int:
+    memory = (device.memory_stats() or {}).get("bytes_limit", 8 * _OF_DEVICE)
+    return min(_OF_DEVICE, memory // 8)
+
+
 def _of_device(size: int, passes: int) -> float:
     array = jnp.ones(size // 4, jnp.float32)
-    read = jax.jit(jnp.max)
-    jax.block_until_ready(read(array))  # compiles
-    return _best(lambda: jax.block_until_ready(read(array)), size // 4 * 4, passes)
+
+    def speed(stream: Callable[[jax.Array], jax.Array], moved: int) -> float:
+        compiled = jax.jit(stream)
+        jax.block_until_ready(compiled(array))  # compiles
+        return _best(lambda: jax.block_until_ready(compiled(array)), moved, passes)
+
+    return max(speed(jnp.max, array.nbytes), speed(jnp.negative, 2 * array.nbytes))
 
 
 def _best(read: Callable[[], object], size: int, passes: int) -> float:

@@ -15,7 +15,7 @@ from haiku_mqa.bench.decode import Ours, Program, Timing, weight_bytes_per_token
 from haiku_mqa.bench.findings import Findings, command
 from haiku_mqa.bench.matmul import matmul_rate
 from haiku_mqa.bench.remote import Peers, parameters
-from haiku_mqa.bench.scale import progress_bar
+from haiku_mqa.bench.turns import take_turns
 from haiku_mqa.model import Model, Params
 
 COLUMNS = (
@@ -87,23 +87,15 @@ def run_batch(
     with Peers(torch_python) as peers:
         peers.add_transformers(model, params)
         programs: list[RowsProgram] = [Ours(model, params), *peers.programs]
-        timings: list[list[list[Timing]]] = [
-            [[] for _ in programs] for _ in batch_sizes
-        ]
-        bandwidths, rates = [], []
-        total = (1 + repeats) * len(programs) * len(batch_sizes)
-        with progress_bar(total, "run", is_shown=progress) as bar:
-            for repeat in range(1 + repeats):
-                if repeat:
-                    bandwidths.append(measure_bandwidth())
-                    rates.append(measure_matmul())
-                for rows, by_program in zip(batch_sizes, timings, strict=True):
-                    for program, runs in zip(programs, by_program, strict=True):
-                        bar.set_description(f"{rows} rows, {program.name}")
-                        timing = program.run_rows(prompts[:rows], new_tokens)
-                        if repeat:  # the first compiles, and is not timed
-                            runs.append(timing)
-                        bar.update()
+        turns = take_turns(
+            programs,
+            batch_sizes,
+            lambda program, rows: program.run_rows(prompts[:rows], new_tokens),
+            repeats=repeats,
+            measure=lambda: (measure_bandwidth(), measure_matmul()),
+            progress=progress,
+        )
+    bandwidths, rates = map(list, zip(*turns.measured, strict=True))
     bandwidth, rate = statistics.median(bandwidths), statistics.median(rates)
     results = [
         {
@@ -127,7 +119,7 @@ def run_batch(
                 for program, runs in zip(programs, by_program, strict=True)
             ],
         }
-        for rows, by_program in zip(batch_sizes, timings, strict=True)
+        for rows, by_program in zip(batch_sizes, turns.runs, strict=True)
     ]
     settings = {
         "model": name,

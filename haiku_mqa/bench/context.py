@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 from haiku_mqa.bench.bandwidth import load_remarks
 from haiku_mqa.bench.batch_decode import (
     BatchDecode,
@@ -16,6 +14,7 @@ from haiku_mqa.bench.batch_decode import (
     decode_in_turns,
 )
 from haiku_mqa.bench.decode import weight_bytes_per_token
+from haiku_mqa.bench.drawn import drawn_weights
 from haiku_mqa.bench.findings import Findings, command
 from haiku_mqa.bench.remote import parameters
 from haiku_mqa.bench.scale import progress_bar
@@ -99,7 +98,7 @@ def run_context(
     """
     remarks = load_remarks()
     models = [build(config) for config in variants(shape, max(contexts))]
-    weights = [jax.jit(model.init)(jax.random.key(0)) for model in models]
+    weights = [drawn_weights(model) for model in models]
     measured: list[tuple[Model, Params, int, int, list[float]]] = []
     bandwidths: list[float] = []
     total = repeats * len(models) * len(contexts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import haiku_mqa
@@ -96,7 +96,7 @@ class Ours:
         """
         tokens: list[int] = []
         first = start = time.perf_counter()
-        for new, *_ in stream(
+        for step in stream(
             self._model,
             self._params,
             prompts,
@@ -105,7 +105,7 @@ class Ours:
         ):
             if not tokens:
                 first = time.perf_counter()
-            tokens += new
+            tokens += step.tokens[0]
         end = time.perf_counter()
         return Timing(first - start, end - first, tuple(tokens))
 
@@ -140,40 +140,3 @@ def weight_bytes_per_token(
         if module not in looked_up
         for leaf in leaves.values()
     )
-
-
-def take_turns(
-    programs: Sequence[Program],
-    prompt: Sequence[int],
-    *,
-    new_tokens: int,
-    repeats: int,
-    measure_bandwidth: Callable[[], float],
-    on_run: Callable[[str], None] = lambda line: None,
-) -> tuple[list[list[Timing]], list[float]]:
-    """Runs every program in turn, as often as asked.
-
-    Each is run once before, untimed: that compiles it and brings its weights near.
-
-    Args:
-      programs: What to run.
-      prompt: Token ids.
-      new_tokens: How many tokens each run chooses, >= 2.
-      repeats: How often, >= 1.
-      measure_bandwidth: Called once a repeat.
-      on_run: Called with a line that says what is about to run.
-
-    Returns:
-      The timings of each program, and the bandwidths, one a repeat.
-    """
-    timings: list[list[Timing]] = [[] for _ in programs]
-    bandwidths = []
-    for program in programs:
-        on_run(f"warming up {program.name}, {program.dtype}")
-        program.run(prompt, new_tokens)
-    for repeat in range(repeats):
-        on_run(f"repeat {repeat + 1} of {repeats}")
-        bandwidths.append(measure_bandwidth())
-        for program, runs in zip(programs, timings, strict=True):
-            runs.append(program.run(prompt, new_tokens))
-    return timings, bandwidths

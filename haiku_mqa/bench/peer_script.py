@@ -68,11 +68,13 @@ def greedy(torch: Any, llama: Any, prompts: Rows, new_tokens: int) -> dict[str, 
       Seconds of prefill and of decode, and the tokens of the first row.
     """
     with torch.inference_mode():
-        ids = torch.tensor([list(prompt) for prompt in prompts])
+        rows = [list(prompt) for prompt in prompts]
+        ids = torch.tensor(rows, device=llama.device)
         start = time.perf_counter()
         out = llama(input_ids=ids, use_cache=True, logits_to_keep=1)
         token = out.logits[:, -1].argmax(-1)
-        tokens = [int(token[0])]
+        token[0].item()  # waits for it
+        tokens = [token[0]]
         first = time.perf_counter()
         for _ in range(new_tokens - 1):
             out = llama(
@@ -81,12 +83,14 @@ def greedy(torch: Any, llama: Any, prompts: Rows, new_tokens: int) -> dict[str, 
                 use_cache=True,
             )
             token = out.logits[:, -1].argmax(-1)
-            tokens.append(int(token[0]))
+            # Left where it is: a GPU that is asked for each would stand still.
+            tokens.append(token[0])
+        chosen = torch.stack(tokens).tolist()  # waits for all
         end = time.perf_counter()
     return {
         "prefill_seconds": first - start,
         "decode_seconds": end - first,
-        "tokens": tokens,
+        "tokens": chosen,
     }
 
 
@@ -99,6 +103,26 @@ def transformers_peer(folder: Path, dtype: str) -> tuple[str, Run]:
     """
     torch = importlib.import_module("torch")
     name, llama = named_llama(folder, dtype)
+    return name, lambda prompts, count: greedy(torch, llama, prompts, count)
+
+
+def drawn_peer(config: str, dtype: str, device: str) -> tuple[str, Run]:
+    """Returns what transformers is called, and a Llama with weights of its own.
+
+    Args:
+      config: In transformers' words, as JSON.
+      dtype: What its weights are drawn in, and held in.
+      device: Where, in torch's words.
+    """
+    torch, transformers, name = libraries()
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"torch {torch.__version__} sees no GPU")
+    torch.set_default_dtype(getattr(torch, dtype))
+    with torch.device(device):
+        llama = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**json.loads(config))
+        )
+    llama = llama.eval()
     return name, lambda prompts, count: greedy(torch, llama, prompts, count)
 
 
@@ -189,12 +213,15 @@ def main(words: Sequence[str]) -> None:
     """Does what the first word says.
 
     Args:
-      words: ``transformers FOLDER DTYPE``, ``llama.cpp FILE CONTEXT THREADS``,
-        ``save FOLDER OUT`` or ``start OUT THREADS ID...``.
+      words: ``transformers FOLDER DTYPE``, ``drawn CONFIG DTYPE DEVICE``,
+        ``llama.cpp FILE CONTEXT THREADS``, ``save FOLDER OUT`` or
+        ``start OUT THREADS ID...``.
     """
     verb, *rest = words
     if verb == "transformers":
         serve(*transformers_peer(Path(rest[0]), rest[1]))
+    elif verb == "drawn":
+        serve(*drawn_peer(*rest))
     elif verb == "llama.cpp":
         serve(*llama_cpp_peer(*rest))
     elif verb == "save":

@@ -1,19 +1,14 @@
-"""Others that can run the same weights, where they are installed."""
+"""A decoder in the words of Hugging Face's Llama, where it is one."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from haiku_mqa.bench.bandwidth import cores
-from haiku_mqa.bench.decode import Timing, weight_bytes_per_token
-from haiku_mqa.bench.peer_script import greedy
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.model import Model, Params
+from haiku_mqa.model import Params
 
 _NEEDED = ("torch", "transformers")
 # What Hugging Face's Llama cannot be told, and what it is.
@@ -39,74 +34,6 @@ _LLAMA = {
     "embedding_scale": None,
     "final_logit_softcap": None,
 }
-
-
-def transformers_peers(
-    model: Model, params: Params
-) -> tuple[list[TransformersPeer], list[str]]:
-    """Returns transformers with the same weights, in float32 and in bfloat16.
-
-    Args:
-      model: The model.
-      params: Its weights.
-
-    Returns:
-      What can be run, and a line for each thing that cannot, saying why.
-    """
-    missing = missing_line()
-    if missing:
-        return [], [missing]
-    other = unlike_llama(model.config)
-    if other:
-        return [], [
-            "transformers is left out: its Llama has no other "
-            f"{', '.join(other)} than its own"
-        ]
-    return [
-        TransformersPeer(model, params, dtype) for dtype in ("float32", "bfloat16")
-    ], []
-
-
-class TransformersPeer:
-    """Hugging Face's ``LlamaForCausalLM``, as a ``Program``.
-
-    Its greedy loop is that of ``peer_script``.
-    """
-
-    def __init__(self, model: Model, params: Params, dtype: str):
-        """Builds it and hands it the weights.
-
-        Args:
-          model: The model.
-          params: Its weights.
-          dtype: ``"float32"`` or ``"bfloat16"``.
-        """
-        torch, transformers = map(importlib.import_module, _NEEDED)
-        transformers.logging.set_verbosity_error()
-        torch.set_num_threads(cores())
-        self.name = f"transformers {transformers.__version__}"
-        self.dtype = dtype
-        itemsize = {"float32": 4, "bfloat16": 2}[dtype]
-        self.weight_bytes = weight_bytes_per_token(model, params, itemsize)
-        llama = transformers.LlamaForCausalLM(llama_config(model.config))
-        llama.load_state_dict(state_dict(model.config, params))
-        self._llama = llama.to(getattr(torch, dtype)).eval()
-
-    def run(self, prompt: Sequence[int], new_tokens: int) -> Timing:
-        """Continues a prompt greedily by exactly ``new_tokens`` tokens.
-
-        Args:
-          prompt: Token ids.
-          new_tokens: How many tokens are to be chosen.
-
-        Returns:
-          How long it took, and the tokens.
-        """
-        torch = importlib.import_module("torch")
-        found = greedy(torch, self._llama, [prompt], new_tokens)
-        return Timing(
-            found["prefill_seconds"], found["decode_seconds"], tuple(found["tokens"])
-        )
 
 
 def missing_line() -> str | None:
@@ -142,21 +69,11 @@ def unlike_llama(config: DecoderConfig) -> list[str]:
     return other + ["value_size"] * (config.value_size != config.key_size)
 
 
-def llama_config(config: DecoderConfig) -> Any:
-    """Returns a config in transformers' words.
-
-    Args:
-      config: Of a model that ``transformers_peers`` takes.
-    """
-    transformers = importlib.import_module("transformers")
-    return transformers.LlamaConfig(**llama_words(config))
-
-
 def llama_words(config: DecoderConfig) -> dict[str, Any]:
     """Returns a config's fields in transformers' words.
 
     Args:
-      config: Of a model that ``transformers_peers`` takes.
+      config: Of a model that is a Llama; see ``unlike_llama``.
     """
     return {
         "vocab_size": config.vocab_size,
@@ -176,28 +93,11 @@ def llama_words(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def state_dict(config: DecoderConfig, params: Params) -> dict[str, Any]:
-    """Returns weights under transformers' names, float32.
-
-    Args:
-      config: Of a model that ``transformers_peers`` takes.
-      params: Its weights, of any dtype.
-
-    Returns:
-      Name to tensor; a matrix is ``[out, in]``, where this package's are ``[in, out]``.
-    """
-    torch = importlib.import_module("torch")
-    arrays = llama_arrays(config, params)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
-    return tensors
-
-
 def llama_arrays(config: DecoderConfig, params: Params) -> dict[str, np.ndarray]:
     """Returns weights under transformers' names, as NumPy arrays, float32.
 
     Args:
-      config: Of a model that ``transformers_peers`` takes.
+      config: Of a model that is a Llama; see ``unlike_llama``.
       params: Its weights, of any dtype.
 
     Returns:

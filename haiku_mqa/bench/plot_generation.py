@@ -146,6 +146,36 @@ def plot_batch(data: Mapping[str, Any], path: Path) -> None:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
 
+def plot_memory(data: Mapping[str, Any], path: Path) -> None:
+    """Draws the most memory that processes held, over what they had to hold.
+
+    Args:
+      data: As ``run_memory`` returns it in its findings.
+      path: The file; its ending says which format.
+    """
+    forms = data["forms"]
+    with _figure(path, (8, 1.6 + 0.6 * len(forms))) as figure:
+        axes = figure.subplots()
+        places = range(len(forms))
+        peaks = [each["peak_over_jax_bytes"] / 1e6 for each in forms]
+        weights = [each["weight_bytes"] / 1e6 for each in forms]
+        caches = [each["cache_bytes"] / 1e6 for each in forms]
+        bars = axes.barh(places, peaks, 0.7, color="0.85", label="peak")
+        labels = [
+            f"{peak:,.0f} MB ({each['ratio']:.2f}x)"
+            for peak, each in zip(peaks, forms, strict=True)
+        ]
+        axes.bar_label(bars, labels, padding=3)
+        axes.barh(places, weights, 0.4, color=COLOURS[0], label="weights")
+        axes.barh(places, caches, 0.4, left=weights, color=COLOURS[1], label="cache")
+        axes.set_yticks(places, [each["form"] for each in forms])
+        axes.invert_yaxis()
+        axes.set_xlabel("MB, over a process that only runs jax")
+        axes.set_title("The most memory that loading and generating hold")
+        axes.margins(x=0.25)
+        axes.legend(loc="lower right")
+
+
 def plot_startup(data: Mapping[str, Any], path: Path) -> None:
     """Draws how long programs take to their first token, and how much memory.
 

@@ -14,7 +14,7 @@ from haiku_mqa.bench.decode import Ours, Program
 from haiku_mqa.bench.findings import Findings, command
 from haiku_mqa.bench.matmul import matmul_rate
 from haiku_mqa.bench.remote import Peers, parameters
-from haiku_mqa.bench.scale import progress_bar
+from haiku_mqa.bench.turns import take_turns
 from haiku_mqa.model import Model, Params
 
 COLUMNS = (
@@ -95,10 +95,15 @@ def run_prefill(
         peers.add_transformers(model, params)
         peers.add_llama_cpp(gguf, context=max(lengths) + 1)
         programs: list[Program] = [Ours(model, params), *peers.programs]
-        seconds, rates = _take_turns(
-            programs, prompts, repeats, measure_matmul, is_shown=progress
+        turns = take_turns(
+            programs,
+            prompts,
+            lambda program, prompt: program.run(prompt, 1).prefill_seconds,
+            repeats=repeats,
+            measure=measure_matmul,
+            progress=progress,
         )
-    rate = statistics.median(rates)
+    rate = statistics.median(turns.measured)
     results = [
         {
             "prompt_tokens": length,
@@ -107,10 +112,10 @@ def run_prefill(
                 _result(
                     program, runs, length, prefill_flops(model, params, length), rate
                 )
-                for program, runs in zip(programs, seconds[place], strict=True)
+                for program, runs in zip(programs, seconds, strict=True)
             ],
         }
-        for place, length in enumerate(lengths)
+        for length, seconds in zip(lengths, turns.runs, strict=True)
     ]
     settings = {
         "model": name,
@@ -136,36 +141,10 @@ def run_prefill(
             "model": name,
             "parameters": parameters(params),
             "matmul_flops_per_second": rate,
-            "matmul_runs": rates,
+            "matmul_runs": turns.measured,
             "lengths": results,
         },
     )
-
-
-def _take_turns(
-    programs: Sequence[Program],
-    prompts: Sequence[Sequence[int]],
-    repeats: int,
-    measure_matmul: Callable[[], float],
-    *,
-    is_shown: bool,
-) -> tuple[list[list[list[float]]], list[float]]:
-    """Returns seconds by prompt, program and run, and the rates of products."""
-    seconds: list[list[list[float]]] = [[[] for _ in programs] for _ in prompts]
-    rates = []
-    total = (1 + repeats) * len(programs) * len(prompts)
-    with progress_bar(total, "run", is_shown=is_shown) as bar:
-        for repeat in range(1 + repeats):
-            if repeat:
-                rates.append(measure_matmul())
-            for prompt, by_program in zip(prompts, seconds, strict=True):
-                for program, runs in zip(programs, by_program, strict=True):
-                    bar.set_description(f"{program.name}, {program.dtype}")
-                    timing = program.run(prompt, 1)
-                    if repeat:  # the first compiles, and is not timed
-                        runs.append(timing.prefill_seconds)
-                    bar.update()
-    return seconds, rates
 
 
 def _result(

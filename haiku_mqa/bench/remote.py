@@ -126,6 +126,24 @@ class Peers:
             words = ("transformers", str(folder), dtype)
             self._start(f"transformers, {dtype},", words, dtype, size)
 
+    def add_drawn_transformers(self, model: Model, params: Params, device: str) -> None:
+        """Starts transformers with a model's shape, and weights that it draws itself.
+
+        Args:
+          model: The model.
+          params: Its weights, of which the shapes are looked at.
+          device: Where it is to run: ``"cpu"``, or ``"gpu"``.
+        """
+        places = {"cpu": "cpu", "gpu": "cuda"}
+        if device not in places:
+            self.absent.append(f"transformers is not run: torch has no {device}")
+        elif self._takes(model, None):
+            dtype = model.config.dtype
+            shape = json.dumps(llama_words(model.config))
+            size = weight_bytes_per_token(model, params)
+            words = ("drawn", shape, dtype, places[device])
+            self._start("transformers", words, dtype, size)
+
     def write_weights(
         self, model: Model, params: Params, name: str | None = None
     ) -> Path | None:
@@ -141,17 +159,7 @@ class Peers:
           it: the model is no Llama, or this Python lacks torch, as is then said among
           the absent.
         """
-        missing = missing_line() if self._python == sys.executable else None
-        if missing is not None:
-            if missing not in self.absent:
-                self.absent.append(missing)
-            return None
-        other = unlike_llama(model.config)
-        if other:
-            self.absent.append(
-                f"{'' if name is None else f'{name}: '}transformers is left out: its "
-                f"Llama has no other {', '.join(other)} than its own"
-            )
+        if not self._takes(model, name):
             return None
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         settings = {"config": llama_words(model.config), "threads": cores()}
@@ -172,6 +180,22 @@ class Peers:
             return
         words = ("llama.cpp", str(gguf), str(context), str(cores()))
         self._start("llama.cpp", words, gguf.suffix[1:], gguf.stat().st_size)
+
+    def _takes(self, model: Model, name: str | None) -> bool:
+        """Whether transformers may be run; where not, the absent say why."""
+        missing = missing_line() if self._python == sys.executable else None
+        if missing is not None:
+            if missing not in self.absent:
+                self.absent.append(missing)
+            return False
+        other = unlike_llama(model.config)
+        if other:
+            self.absent.append(
+                f"{'' if name is None else f'{name}: '}transformers is left out: its "
+                f"Llama has no other {', '.join(other)} than its own"
+            )
+            return False
+        return True
 
     def _start(
         self, name: str, words: Sequence[str], dtype: str, weight_bytes: int

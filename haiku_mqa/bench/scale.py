@@ -14,7 +14,8 @@ from tqdm import tqdm
 from haiku_mqa.model import Model, Params
 from haiku_mqa.text import Tokenizer
 from haiku_mqa.training import Corpus, OptimizerConfig, train
-from haiku_mqa.training.run.config import DataConfig, RunConfig
+from haiku_mqa.training.run.config import RunConfig
+from haiku_mqa.training.run.data_config import DataConfig
 from haiku_mqa.training.run.events import Evaluated, Event, Started, Stepped
 
 _EVALUATED_ROWS = 64  # in a batch: more are faster

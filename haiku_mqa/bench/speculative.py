@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from haiku_mqa.bench.bandwidth import load_remarks
 from haiku_mqa.bench.findings import Findings, command
-from haiku_mqa.bench.scale import progress_bar
+from haiku_mqa.bench.turns import take_turns
 from haiku_mqa.generation import (
     Draft,
     PromptLookup,
@@ -22,6 +22,7 @@ from haiku_mqa.generation import (
 from haiku_mqa.model import Model, Params
 
 COLUMNS = ("decoding", "tokens/s", "beside plain", "accepted", "tokens a call", "same")
+_Output = tuple[list[int], SpeculativeResult | None]
 
 
 def run_speculative(
@@ -62,34 +63,34 @@ def run_speculative(
     if draft is not None:
         draft.check(model, len(prompt) + new_tokens)
     remarks = load_remarks()
-    proposers: list[tuple[str, Draft | PromptLookup | None]] = [("plain", None)]
-    proposers.append(("prompt lookup", lookup or PromptLookup()))
+    proposers: dict[str, Draft | PromptLookup | None] = {
+        "plain": None,
+        "prompt lookup": lookup or PromptLookup(),
+    }
     if draft is not None:
-        proposers.append(("draft", draft))
+        proposers["draft"] = draft
     ways = [
-        _way(model, params, list(prompt), proposer, new_tokens)
-        for _, proposer in proposers
+        _Way(name, _continuing(model, params, list(prompt), proposer, new_tokens))
+        for name, proposer in proposers.items()
     ]
-    seconds: list[list[float]] = [[] for _ in ways]
-    outputs: list[tuple[list[int], SpeculativeResult | None]] = []
-    with progress_bar((1 + repeats) * len(ways), "run", is_shown=progress) as bar:
-        for (name, _), way in zip(proposers, ways, strict=True):
-            bar.set_description(name)
-            outputs.append(way())
-            bar.update()
-        for _ in range(repeats):
-            for (name, _), way, runs in zip(proposers, ways, seconds, strict=True):
-                bar.set_description(name)
-                start = clock()
-                way()
-                runs.append(clock() - start)
-                bar.update()
-    plain = outputs[0][0]
+
+    def timed(way: _Way, _: None) -> tuple[float, _Output]:
+        start = clock()
+        output = way.run()
+        return clock() - start, output
+
+    turns = take_turns(
+        ways,
+        [None],
+        timed,
+        repeats=repeats,
+        measure=lambda: None,
+        progress=progress,
+    )
+    outputs = [output for _, output in turns.first[0]]
     figures = [
-        _figures(name, runs, tokens, result, plain)
-        for (name, _), runs, (tokens, result) in zip(
-            proposers, seconds, outputs, strict=True
-        )
+        _figures(way.name, [seconds for seconds, _ in runs], *output, outputs[0][0])
+        for way, runs, output in zip(ways, turns.runs[0], outputs, strict=True)
     ]
     return Findings(
         title=f"{len(prompt)} prompt tokens, {new_tokens} new tokens, greedy, one "
@@ -114,13 +115,18 @@ def run_speculative(
     )
 
 
-def _way(
+class _Way(NamedTuple):
+    name: str
+    run: Callable[[], _Output]
+
+
+def _continuing(
     model: Model,
     params: Params,
     prompt: list[int],
     proposer: Draft | PromptLookup | None,
     new_tokens: int,
-) -> Callable[[], tuple[list[int], SpeculativeResult | None]]:
+) -> Callable[[], _Output]:
     # On the device before the clock runs.
     params = jax.device_put(params)
 

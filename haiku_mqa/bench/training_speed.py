@@ -18,8 +18,8 @@ import numpy as np
 from haiku_mqa.bench.bandwidth import cores, load_remarks
 from haiku_mqa.bench.findings import Findings, command
 from haiku_mqa.bench.matmul import matmul_rate
-from haiku_mqa.bench.scale import progress_bar
 from haiku_mqa.bench.trainers import OPTIMIZER, OurTrainer, TorchTrainer, Trainer
+from haiku_mqa.bench.turns import take_turns
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Params, build
 from haiku_mqa.training import Batch
@@ -89,15 +89,22 @@ def run_training_speed(
         for peer in peers:
             stack.callback(peer.close)
         trainers: list[Trainer] = [OurTrainer(model, params, batches), *peers]
-        runs, losses, rates = _take_turns(
-            trainers, steps, repeats, measure_matmul, is_shown=progress
+        turns = take_turns(
+            trainers,
+            [steps],
+            lambda trainer, steps: trainer.run(steps),
+            repeats=repeats,
+            measure=measure_matmul,
+            progress=progress,
         )
     tokens = steps * _BATCH_SIZE * shape.max_length
-    rate = statistics.median(rates)
+    rate = statistics.median(turns.measured)
     each_token = flops_per_token(shape, parameters, shape.max_length)
     results = [
-        _result(trainer.name, seconds, tokens, each_token, rate, last)
-        for trainer, seconds, last in zip(trainers, runs, losses, strict=True)
+        _result(trainer.name, runs, tokens, each_token, rate, losses[-1])
+        for trainer, runs, (_, losses) in zip(
+            trainers, turns.runs[0], turns.first[0], strict=True
+        )
     ]
     settings = {"steps": steps, "repeats": repeats}
     return Findings(
@@ -121,7 +128,7 @@ def run_training_speed(
             "parameters": parameters,
             "flops_per_token": each_token,
             "matmul_flops_per_second": rate,
-            "matmul_runs": rates,
+            "matmul_runs": turns.measured,
             "programs": results,
         },
     )
@@ -175,39 +182,15 @@ def _has_compiler() -> bool:
     return any(shutil.which(name.split()[0]) for name in names)
 
 
-def _take_turns(
-    trainers: Sequence[Trainer],
-    steps: int,
-    repeats: int,
-    measure_matmul: Callable[[], float],
-    *,
-    is_shown: bool,
-) -> tuple[list[list[float]], list[float], list[float]]:
-    """Returns seconds of each one's runs, the losses after the first, and rates."""
-    seconds: list[list[float]] = [[] for _ in trainers]
-    losses, rates = [], []
-    with progress_bar((1 + repeats) * len(trainers), "run", is_shown=is_shown) as bar:
-        for trainer in trainers:  # untimed: what is to be compiled is compiled
-            bar.set_description(trainer.name)
-            losses.append(trainer.run(steps)[1][-1])
-            bar.update()
-        for _ in range(repeats):
-            rates.append(measure_matmul())
-            for trainer, runs in zip(trainers, seconds, strict=True):
-                bar.set_description(trainer.name)
-                runs.append(trainer.run(steps)[0])
-                bar.update()
-    return seconds, losses, rates
-
-
 def _result(
     name: str,
-    seconds: Sequence[float],
+    runs: Sequence[tuple[float, Sequence[float]]],
     tokens: int,
     flops: int,
     rate: float,
     loss: float,
 ) -> dict[str, Any]:
+    seconds = [each for each, _ in runs]
     speed = tokens / statistics.median(seconds)
     return {
         "name": name,

@@ -254,7 +254,7 @@ def init_cache(
     check_count("max_length", max_length)
     if not isinstance(ring, bool):
         raise ValueError(f"ring must be True or False, got {ring!r}")
-    name = _dtype_name(config.dtype if dtype is None else dtype)
+    name = checked_dtype("dtype", config.dtype if dtype is None else dtype)
 
     def stored(slots: int, size: int) -> Stored:
         shape = (batch_size, config.num_kv_heads, slots, size)
@@ -279,13 +279,26 @@ def init_cache(
     )
 
 
-def _dtype_name(dtype: Any) -> str:
+def checked_dtype(field: str, dtype: Any) -> str:
+    """Returns the name of a dtype that keys and values can be of.
+
+    Args:
+      field: What the user calls it.
+      dtype: Its name, or itself.
+
+    Raises:
+      ValueError: They cannot be of that dtype; names the nearest.
+
+    Example:
+      >>> checked_dtype("dtype", jnp.bfloat16)
+      'bfloat16'
+    """
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
         name = str(dtype)
     if name not in _DTYPES:
-        raise unknown_name("dtype", name, _DTYPES)
+        raise unknown_name(field, name, _DTYPES)
     return name
 
 

@@ -165,13 +165,24 @@ def _put(old: Stored, slots: jax.Array, new: jax.Array) -> Stored:
 def _put_one(old: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:
     # Neither a scatter, of which XLA makes a loop, nor an update alone, which it
     # would compute a second time for whoever reads the whole cache next.
-    slot = slots[0, 0]
-    return jax.lax.cond(
-        slot < old.shape[2],
-        lambda old: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2),
-        lambda old: old,
-        old,
+    def branching(old: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.cond(
+            slot < old.shape[2],
+            lambda old: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2),
+            lambda old: old,
+            old,
+        )
+
+    # An accelerator has the host take a branch, and waits for it, in every layer.
+    return jax.lax.platform_dependent(
+        *(old, new, slots[0, 0]), cpu=branching, default=_put_one_straight
     )
+
+
+def _put_one_straight(old: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+    there = jax.lax.dynamic_slice_in_dim(old, slot, 1, axis=2)
+    kept = jnp.where(slot < old.shape[2], new, there)
+    return jax.lax.dynamic_update_slice_in_dim(old, kept, slot, axis=2)
 
 
 def _put_many(old: jax.Array, slots: jax.Array, new: jax.Array) -> jax.Array:

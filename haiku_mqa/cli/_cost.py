@@ -14,7 +14,7 @@ from haiku_mqa.model import Model
 from haiku_mqa.zoo import ModelSpec
 
 _WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-_CACHE_DTYPES = ("float32", "bfloat16")
+_CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def parameters(spec: ModelSpec | Model) -> dict[str, int]:
@@ -66,27 +66,36 @@ def weight_bytes(count: int) -> dict[str, int]:
     return {dtype: count * jnp.dtype(dtype).itemsize for dtype in _WEIGHT_DTYPES}
 
 
-def cache_bytes_per_token(spec: ModelSpec | Model) -> dict[str, int]:
-    """Returns by how many bytes a cache grows for a token of room, by dtype.
+def cache_bytes(spec: ModelSpec | Model) -> dict[str, dict[str, int]]:
+    """Returns how many bytes a row's cache takes, by form and dtype.
 
     Args:
       spec: The model; its ``init_cache`` is traced, not run.
 
     Returns:
-      dtype of keys and values to bytes, what is kept beside them included.
+      ``per_token``: by how many it grows for a token of room. Where layers have
+      windows, ``per_token_with_rings``, and ``rings``, which are there from the
+      start and do not grow. Each is dtype of keys and values to bytes, what is kept
+      beside them included; only models of this package's parts tell of int8.
 
     Raises:
       PluginError: ``init_cache`` failed.
 
     Example:
       >>> from haiku_mqa.zoo.entries import mqa_decoder
-      >>> cache_bytes_per_token(mqa_decoder())  # 6 layers, 2 heads of 8; a position
-      {'float32': 392, 'bfloat16': 200}
+      >>> cache_bytes(mqa_decoder())  # 6 layers, 2 heads of 8; a position
+      {'per_token': {'float32': 392, 'bfloat16': 200, 'int8': 152}}
     """
+    # What another's cache can be asked for beside a dtype is not known.
+    ours = isinstance(getattr(spec.init_cache, "__self__", None), Model)
+    dtypes = _CACHE_DTYPES if ours else _CACHE_DTYPES[:2]
+    # From one token of room beyond the widest window on, growth is even.
+    windows = [w for w in spec.config.windows if w] if ours else []
+    beyond = max(windows, default=0) + 1
 
-    def bytes_of(length: int, dtype: str) -> int:
+    def bytes_of(length: int, dtype: str, **form: bool) -> int:
         def make() -> Any:
-            return spec.init_cache(1, length, dtype=jnp.dtype(dtype))
+            return spec.init_cache(1, length, dtype=jnp.dtype(dtype), **form)
 
         tree = _shapes_of(spec, "init_cache", make)
         return sum(
@@ -94,7 +103,21 @@ def cache_bytes_per_token(spec: ModelSpec | Model) -> dict[str, int]:
             for leaf in jax.tree.leaves(tree)
         )
 
-    return {dtype: bytes_of(2, dtype) - bytes_of(1, dtype) for dtype in _CACHE_DTYPES}
+    def growth(dtype: str, **form: bool) -> int:
+        longer = bytes_of(beyond + 1, dtype, **form)
+        return longer - bytes_of(beyond, dtype, **form)
+
+    found = {"per_token": {dtype: growth(dtype) for dtype in dtypes}}
+    if windows:
+        grows = {dtype: growth(dtype, ring=True) for dtype in dtypes}
+        found["per_token_with_rings"] = grows
+        found["rings"] = {
+            dtype: bytes_of(beyond, dtype, ring=True)
+            - bytes_of(beyond, dtype)
+            + beyond * (found["per_token"][dtype] - grows[dtype])
+            for dtype in dtypes
+        }
+    return found
 
 
 def _shapes_of(

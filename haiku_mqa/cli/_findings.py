@@ -1,12 +1,14 @@
-"""What the benchmarks that train have in common: options, and how results are told."""
+"""What benchmarks have in common: their options, and how results are told."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from haiku_mqa._heap import keep_freed_memory
 from haiku_mqa.cli import _options
@@ -17,6 +19,79 @@ if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings
 
 _ENDINGS = (".pdf", ".png", ".svg")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One of ``bench``'s verbs: what it measures, and the options it takes.
+
+    Options come in the same order and the same words for every verb.
+
+    Attributes:
+      name: The verb.
+      help: One line.
+      description: What ``--help`` says first.
+      epilog: What it says last: examples.
+      measure: Finds it, given the parsed arguments.
+      plot: Module and function that draws the figures, as ``"module:function"``;
+        imported when a picture is asked for. ``None`` where there is none.
+      has_model: Whether it takes ``--model`` and ``--dtype``.
+      sizes: Options that are several whole numbers: name, default, and what it is.
+      numbers: Options that are one: name, the least, the default, and what it is.
+      seed: What ``--seed`` is the seed of; ``None`` where there is none.
+      peers: Whether ``--torch-python`` is taken, and with ``"gguf"`` ``--gguf`` too.
+      add_own: Adds the options that no other verb has.
+    """
+
+    name: str
+    help: str
+    description: str
+    epilog: str
+    measure: Callable[[argparse.Namespace], Findings]
+    plot: str | None = None
+    has_model: bool = False
+    sizes: tuple[tuple[str, str, str], ...] = ()
+    numbers: tuple[tuple[str, int, int, str], ...] = ()
+    seed: str | None = None
+    peers: Literal["torch", "gguf"] | None = None
+    add_own: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+    def add_parser(self, verbs: Any) -> None:
+        """Adds the verb.
+
+        Args:
+          verbs: What ``add_subparsers`` returned.
+        """
+        parser = _options.add_verb(
+            verbs,
+            self.name,
+            help=self.help,
+            run=self._run,
+            description=self.description,
+            epilog=self.epilog,
+        )
+        if self.has_model:
+            _options.add_model(parser)
+        self.add_own(parser)
+        for option, default, text in self.sizes:
+            add_sizes(parser, option, default, text)
+        add_numbers(parser, *self.numbers)
+        if self.has_model:
+            _options.add_dtype(parser)
+        if self.seed is not None:
+            _options.add_seed(parser, self.seed)
+        if self.peers is not None:
+            add_peers(parser, has_gguf=self.peers == "gguf")
+        if self.plot is not None:
+            add_plot(parser)
+        add_output(parser)
+
+    def _run(self, args: argparse.Namespace) -> int:
+        def draw(data: Mapping[str, Any], path: Path) -> None:
+            module, _, function = str(self.plot).partition(":")
+            getattr(importlib.import_module(module), function)(data, path)
+
+        return run(args, lambda: self.measure(args), draw if self.plot else None)
 
 
 def add_numbers(
@@ -58,16 +133,11 @@ def add_sizes(
     )
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--json``."""
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--json`` and ``--markdown``."""
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write every figure to a file too"
     )
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--json`` and ``--markdown``."""
-    add_json(parser)
     parser.add_argument(
         "--markdown",
         action="store_true",
@@ -137,20 +207,6 @@ def check_room(args: argparse.Namespace, context: int) -> None:
         )
 
 
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures to the file that ``--json`` names.
-
-    Args:
-      path: The file; written whole or not at all.
-      figures: Plain data.
-
-    Raises:
-      OSError: It cannot be written.
-    """
-    with replacing(path) as part:
-        part.write_text(json.dumps(figures, indent=2) + "\n")
-
-
 def run(
     args: argparse.Namespace,
     measure: Callable[[], Findings],
@@ -161,7 +217,7 @@ def run(
     Args:
       args: As parsed, with the options of ``add_output``, and with that of
         ``add_plot`` where there is a picture.
-      measure: What finds it; called when this process is ready to train.
+      measure: What finds it; called when this process is ready.
       plot: Draws the figures to a file.
 
     Returns:
@@ -182,7 +238,8 @@ def run(
     keep_freed_memory()  # as the verb train does
     found = measure()
     if args.json is not None:
-        write_json(args.json, found.to_dict())
+        with replacing(args.json) as part:
+            part.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
     if plot is not None and picture is not None:
         with replacing(picture) as part:
             plot(found.data, part)

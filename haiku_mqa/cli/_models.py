@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from haiku_mqa.quantization import Quantization
     from haiku_mqa.zoo.loading import LoadedModel
 
-_LEAST_SECONDS = 0.5  # of compiling, for a program to be kept
+_LEAST_SECONDS = 0.02  # of compiling, for a program to be kept
 
 
 def prepare_jax() -> None:

@@ -17,6 +17,8 @@ PACKED_MODEL = "shakespeare-mqa"  # comes with the package
 LANGUAGE_MODEL = "smollm2-135m"  # is fetched, and answers in a chat
 DTYPES = ("float32", "bfloat16")
 
+Options = argparse._ActionsContainer  # a parser, or a group of its options
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises mistakes, and takes no option half spelled."""
@@ -140,14 +142,14 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(
-    parser: argparse.ArgumentParser,
+    parser: Options,
     default: str | None = LANGUAGE_MODEL,
     shown: str | None = None,
 ) -> None:
     """Adds ``--model``.
 
     Args:
-      parser: Of a verb.
+      parser: Of a verb, or a group of its options.
       default: The model where none is named; ``None`` where the verb chooses.
       shown: What help says of it; the default itself if ``None``.
     """
@@ -160,7 +162,7 @@ def add_model(
     )
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
+def add_dtype(parser: Options) -> None:
     """Adds ``--dtype``."""
     parser.add_argument(
         "--dtype",
@@ -172,7 +174,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_quantize(parser: argparse.ArgumentParser) -> None:
+def add_quantize(parser: Options) -> None:
     """Adds ``--quantize``."""
     parser.add_argument(
         "--quantize",
@@ -182,7 +184,7 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_seed(parser: argparse.ArgumentParser, purpose: str) -> None:
+def add_seed(parser: Options, purpose: str) -> None:
     """Adds ``--seed``."""
     parser.add_argument(
         "--seed",

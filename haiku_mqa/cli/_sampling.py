@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from haiku_mqa.cli._options import number, positive, share, temperature, whole
+from haiku_mqa.cli._options import (
+    add_seed,
+    number,
+    positive,
+    share,
+    temperature,
+    whole,
+)
 
 if TYPE_CHECKING:
     from haiku_mqa.generation import Sampling
@@ -15,19 +22,21 @@ _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 def add_sampling(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the temperature and the filters.
+    """Adds the temperature, the seed and the filters.
 
     Args:
       parser: Of a verb.
       default: What help says of the temperature where none is given.
     """
-    parser.add_argument(
+    choice = parser.add_argument_group("choice of tokens")
+    choice.add_argument(
         "--temperature",
         type=temperature,
         metavar="X",
         help="0 always takes the likeliest token; higher is more varied "
         f"(default: {default})",
     )
+    add_seed(choice, "the choice where --temperature is above 0")
     filters = parser.add_argument_group("filters, for a temperature above 0")
     filters.add_argument(
         "--top-k",

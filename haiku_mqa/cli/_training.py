@@ -84,7 +84,9 @@ class Sampler:
             end_tokens=tokenizer.end_tokens,
             chunk=_AT_A_TIME,
         )
-        return prompt + tokenizer.decode([token for some in steps for token in some])
+        return prompt + tokenizer.decode(
+            [token for step in steps for token in step.tokens[0]]
+        )
 
 
 class Screen:

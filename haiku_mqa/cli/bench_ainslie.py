@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench
 
 if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings
@@ -26,57 +24,31 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``ainslie``."""
-    parser = _options.add_verb(
-        verbs,
-        "ainslie",
-        help="convert a multi-head model to fewer KV heads and train it on",
-        run=run_ainslie,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+def _measure(args: argparse.Namespace) -> Findings:
+    from haiku_mqa.bench import ainslie
+
+    return ainslie.run_ainslie(
+        steps=args.steps,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        context=args.context,
+        repeats=args.repeats,
+        progress=True,
     )
-    _findings.add_numbers(
-        parser,
+
+
+BENCH = Bench(
+    name="ainslie",
+    help="convert a multi-head model to fewer KV heads and train it on",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    plot="haiku_mqa.bench.plot_ainslie:plot_ainslie",
+    numbers=(
         ("--steps", 1, 1500, "how many steps the multi-head model is trained for"),
         ("--batch-size", 1, 64, "how many rows are decoded at once"),
         ("--context", 1, 512, "how many tokens each row has read before"),
         ("--repeats", 1, 5, "how many runs each median of decoding is of"),
-    )
-    _options.add_seed(parser, "all that is drawn")
-    _findings.add_plot(parser)
-    _findings.add_output(parser)
-
-
-def run_ainslie(args: argparse.Namespace) -> int:
-    """Prints losses and the cost of decoding, and draws them.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      ValueError: The picture's ending is unknown.
-      OSError: A file cannot be written.
-    """
-
-    def measure() -> Findings:
-        from haiku_mqa.bench import ainslie
-
-        return ainslie.run_ainslie(
-            steps=args.steps,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            context=args.context,
-            repeats=args.repeats,
-            progress=True,
-        )
-
-    def plot(data: Mapping[str, Any], path: Path) -> None:
-        from haiku_mqa.bench.plot_ainslie import plot_ainslie
-
-        plot_ainslie(data, path)
-
-    return _findings.run(args, measure, plot)
+    ),
+    seed="all that is drawn",
+)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench
 from haiku_mqa.cli._models import prepare_jax
 
 if TYPE_CHECKING:
@@ -27,54 +25,22 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``context``."""
-    parser = _options.add_verb(
-        verbs,
-        "context",
-        help="measure what a token costs as the cache fills, by kind of attention",
-        run=run_context,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+def _measure(args: argparse.Namespace) -> Findings:
+    prepare_jax()
+    from haiku_mqa.bench import context
+
+    return context.run_context(
+        contexts=args.contexts, repeats=args.repeats, progress=True
     )
-    _findings.add_sizes(
-        parser,
-        "--contexts",
-        "128,1024,4096,8192",
-        "how many tokens are in the cache",
-    )
-    _findings.add_numbers(
-        parser, ("--repeats", 1, 5, "how many runs each median is of")
-    )
-    _findings.add_plot(parser)
-    _findings.add_output(parser)
 
 
-def run_context(args: argparse.Namespace) -> int:
-    """Prints what a token costs, and draws it.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      ValueError: The picture's ending is unknown.
-      OSError: A file cannot be written.
-    """
-
-    def measure() -> Findings:
-        prepare_jax()
-        from haiku_mqa.bench import context
-
-        return context.run_context(
-            contexts=args.contexts, repeats=args.repeats, progress=True
-        )
-
-    def plot(data: Mapping[str, Any], path: Path) -> None:
-        from haiku_mqa.bench.plot_generation import plot_context
-
-        plot_context(data, path)
-
-    return _findings.run(args, measure, plot)
+BENCH = Bench(
+    name="context",
+    help="measure what a token costs as the cache fills, by kind of attention",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    plot="haiku_mqa.bench.plot_generation:plot_context",
+    sizes=(("--contexts", "128,1024,4096,8192", "how many tokens are in the cache"),),
+    numbers=(("--repeats", 1, 5, "how many runs each median is of"),),
+)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench
 
 if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings
@@ -26,16 +26,7 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``nanogpt``."""
-    parser = _options.add_verb(
-        verbs,
-        "nanogpt",
-        help="train by nanoGPT's recipe, beside nanoGPT",
-        run=run_nanogpt,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nanogpt", metavar="FOLDER", type=Path, help="a checkout of nanoGPT"
     )
@@ -44,37 +35,29 @@ def add_parser(verbs: Any) -> None:
         metavar="PYTHON",
         help="a Python that has torch, if not this",
     )
-    _findings.add_numbers(
-        parser,
+
+
+def _measure(args: argparse.Namespace) -> Findings:
+    from haiku_mqa.bench import nanogpt
+
+    return nanogpt.run_nanogpt(
+        seeds=args.seeds,
+        steps=args.steps,
+        nanogpt=args.nanogpt,
+        nanogpt_python=args.nanogpt_python,
+        progress=True,
+    )
+
+
+BENCH = Bench(
+    name="nanogpt",
+    help="train by nanoGPT's recipe, beside nanoGPT",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    numbers=(
         ("--seeds", 1, 3, "how many runs each program gets"),
         ("--steps", 1, 2000, "how many steps each run makes"),
-    )
-    _findings.add_output(parser)
-
-
-def run_nanogpt(args: argparse.Namespace) -> int:
-    """Prints losses and seconds.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      ValueError: The folder is no checkout, the Python has no torch, or a run failed.
-      OSError: The JSON file cannot be written.
-    """
-
-    def measure() -> Findings:
-        from haiku_mqa.bench import nanogpt
-
-        return nanogpt.run_nanogpt(
-            seeds=args.seeds,
-            steps=args.steps,
-            nanogpt=args.nanogpt,
-            nanogpt_python=args.nanogpt_python,
-            progress=True,
-        )
-
-    return _findings.run(args, measure)
+    ),
+    add_own=_add_own,
+)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench, gguf_of
 from haiku_mqa.cli._models import load_or_draw
 
 if TYPE_CHECKING:
@@ -29,69 +27,40 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``prefill``."""
-    parser = _options.add_verb(
-        verbs,
-        "prefill",
-        help="measure how fast prompts are read, beside others",
-        run=run_prefill,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
-    _options.add_model(parser)
-    _findings.add_sizes(parser, "--prompt-tokens", "128,1024", "lengths of the prompts")
-    _findings.add_numbers(
-        parser, ("--repeats", 1, 5, "how many runs each median is of")
-    )
-    _options.add_dtype(parser)
-    _options.add_seed(parser, "the prompts, and of weights for a model that has none")
-    _findings.add_peers(parser)
-    _findings.add_plot(parser)
-    _findings.add_output(parser)
-
-
-def run_prefill(args: argparse.Namespace) -> int:
-    """Prints how fast prompts are read, and draws it.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      ValueError: There is no such model, its context is too short, or the picture's
-        ending is unknown.
-      OSError: A file cannot be written.
-    """
-    gguf = _findings.gguf_of(args)
-
-    def measure() -> Findings:
-        loaded = load_or_draw(args.model, dtype=args.dtype, seed=args.seed)
-        context = loaded.model.config.max_length
-        if max(args.prompt_tokens) >= context:
-            raise ValueError(
-                f"--prompt-tokens must be below {context}, the context of "
-                f"{args.model}, got {max(args.prompt_tokens)}"
-            )
-        from haiku_mqa.bench import prefill
-
-        return prefill.run_prefill(
-            loaded.model,
-            loaded.params,
-            name=args.model,
-            lengths=args.prompt_tokens,
-            repeats=args.repeats,
-            seed=args.seed,
-            torch_python=args.torch_python,
-            gguf=gguf,
-            progress=True,
+def _measure(args: argparse.Namespace) -> Findings:
+    gguf = gguf_of(args)
+    loaded = load_or_draw(args.model, dtype=args.dtype, seed=args.seed)
+    context = loaded.model.config.max_length
+    if max(args.prompt_tokens) >= context:
+        raise ValueError(
+            f"--prompt-tokens must be below {context}, the context of {args.model}, "
+            f"got {max(args.prompt_tokens)}"
         )
+    from haiku_mqa.bench import prefill
 
-    def plot(data: Mapping[str, Any], path: Path) -> None:
-        from haiku_mqa.bench.plot_generation import plot_prefill
+    return prefill.run_prefill(
+        loaded.model,
+        loaded.params,
+        name=args.model,
+        lengths=args.prompt_tokens,
+        repeats=args.repeats,
+        seed=args.seed,
+        torch_python=args.torch_python,
+        gguf=gguf,
+        progress=True,
+    )
 
-        plot_prefill(data, path)
 
-    return _findings.run(args, measure, plot)
+BENCH = Bench(
+    name="prefill",
+    help="measure how fast prompts are read, beside others",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    plot="haiku_mqa.bench.plot_generation:plot_prefill",
+    has_model=True,
+    sizes=(("--prompt-tokens", "128,1024", "lengths of the prompts"),),
+    numbers=(("--repeats", 1, 5, "how many runs each median is of"),),
+    seed="the prompts, and of weights for a model that has none",
+    peers="gguf",
+)

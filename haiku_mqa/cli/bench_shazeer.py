@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench
 
 if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings
@@ -24,50 +24,30 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``shazeer``."""
-    parser = _options.add_verb(
-        verbs,
-        "shazeer",
-        help="hold multi-query attention against multi-head attention",
-        run=run_shazeer,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+def _measure(args: argparse.Namespace) -> Findings:
+    from haiku_mqa.bench import shazeer
+
+    return shazeer.run_shazeer(
+        steps=args.steps,
+        seeds=args.seeds,
+        batch_size=args.batch_size,
+        context=args.context,
+        repeats=args.repeats,
+        progress=True,
     )
-    _findings.add_numbers(
-        parser,
+
+
+BENCH = Bench(
+    name="shazeer",
+    help="hold multi-query attention against multi-head attention",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    numbers=(
         ("--steps", 1, 1000, "how many steps each training run makes"),
         ("--seeds", 1, 3, "how many training runs each model gets"),
         ("--batch-size", 1, 64, "how many rows are decoded at once"),
         ("--context", 1, 512, "how many tokens each row has read before"),
         ("--repeats", 1, 5, "how many runs each median of decoding is of"),
-    )
-    _findings.add_output(parser)
-
-
-def run_shazeer(args: argparse.Namespace) -> int:
-    """Prints losses and the cost of decoding.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      OSError: The JSON file cannot be written.
-    """
-
-    def measure() -> Findings:
-        from haiku_mqa.bench import shazeer
-
-        return shazeer.run_shazeer(
-            steps=args.steps,
-            seeds=args.seeds,
-            batch_size=args.batch_size,
-            context=args.context,
-            repeats=args.repeats,
-            progress=True,
-        )
-
-    return _findings.run(args, measure)
+    ),
+)

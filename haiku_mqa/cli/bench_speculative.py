@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench
 from haiku_mqa.cli._models import check_name, load_or_draw
 
 if TYPE_CHECKING:
@@ -32,17 +32,7 @@ _SETTINGS = ("model", "draft", "prompt_tokens", "new_tokens", "draft_tokens")
 _SETTINGS += ("lookup_tokens", "ngram", "repeats", "dtype", "seed")
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``speculative``."""
-    parser = _options.add_verb(
-        verbs,
-        "speculative",
-        help="measure what guessing tokens gains, by lookup and by a draft",
-        run=run_speculative,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
-    _options.add_model(parser)
+def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="NAME_OR_PATH",
@@ -51,40 +41,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="a text to continue, not random tokens"
     )
-    _findings.add_numbers(
-        parser,
-        ("--prompt-tokens", 1, 128, "length of a prompt of random tokens"),
-        ("--new-tokens", 2, 64, "how many tokens each run chooses"),
-        ("--draft-tokens", 1, 4, "how many tokens the draft proposes at once"),
-        ("--lookup-tokens", 1, 8, "how many tokens the text proposes at once"),
-        ("--ngram", 1, 3, "the longest run of tokens that is looked up"),
-        ("--repeats", 1, 5, "how many runs each median is of"),
-    )
-    _options.add_dtype(parser)
-    _options.add_seed(parser, "the prompt, and of weights for a model that has none")
-    _findings.add_output(parser)
 
 
-def run_speculative(args: argparse.Namespace) -> int:
-    """Prints how fast a prompt is continued in each way.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      ValueError: There is no such model, it has no tokenizer for a text, the draft
-        is over other tokens, or the prompt leaves no room.
-      OSError: The JSON file cannot be written.
-    """
+def _measure(args: argparse.Namespace) -> Findings:
     if args.draft is not None:
         check_name(args.draft)
-    return _findings.run(args, lambda: _measured(args))
-
-
-def _measured(args: argparse.Namespace) -> Findings:
     loaded = load_or_draw(args.model, dtype=args.dtype, seed=args.seed)
     prompt = _prompt(loaded, args)
     context = loaded.model.config.max_length
@@ -126,3 +87,23 @@ def _prompt(loaded: LoadedModel, args: argparse.Namespace) -> list[int]:
             "--prompt-tokens takes random tokens"
         )
     return list(loaded.tokenizer.encode(args.prompt))
+
+
+BENCH = Bench(
+    name="speculative",
+    help="measure what guessing tokens gains, by lookup and by a draft",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    has_model=True,
+    numbers=(
+        ("--prompt-tokens", 1, 128, "length of a prompt of random tokens"),
+        ("--new-tokens", 2, 64, "how many tokens each run chooses"),
+        ("--draft-tokens", 1, 4, "how many tokens the draft proposes at once"),
+        ("--lookup-tokens", 1, 8, "how many tokens the text proposes at once"),
+        ("--ngram", 1, 3, "the longest run of tokens that is looked up"),
+        ("--repeats", 1, 5, "how many runs each median is of"),
+    ),
+    seed="the prompt, and of weights for a model that has none",
+    add_own=_add_own,
+)

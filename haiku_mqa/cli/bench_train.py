@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from haiku_mqa.cli import _findings, _options
+from haiku_mqa.cli._findings import Bench
 
 if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings
@@ -26,48 +26,26 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
-    """Adds ``bench``'s verb ``train``."""
-    parser = _options.add_verb(
-        verbs,
-        "train",
-        help="measure tokens trained on per second, beside torch",
-        run=run_train,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+def _measure(args: argparse.Namespace) -> Findings:
+    from haiku_mqa.bench import training_speed
+
+    return training_speed.run_training_speed(
+        steps=args.steps,
+        repeats=args.repeats,
+        torch_python=args.torch_python,
+        progress=True,
     )
-    _findings.add_numbers(
-        parser,
+
+
+BENCH = Bench(
+    name="train",
+    help="measure tokens trained on per second, beside torch",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    measure=_measure,
+    numbers=(
         ("--steps", 1, 5, "how many steps each run makes"),
         ("--repeats", 1, 5, "how many runs each median is of"),
-    )
-    parser.add_argument(
-        "--torch-python", metavar="PYTHON", help="a Python that has torch, if not this"
-    )
-    _findings.add_output(parser)
-
-
-def run_train(args: argparse.Namespace) -> int:
-    """Prints how many tokens per second are trained on.
-
-    Args:
-      args: As parsed.
-
-    Returns:
-      0.
-
-    Raises:
-      OSError: The JSON file cannot be written.
-    """
-
-    def measure() -> Findings:
-        from haiku_mqa.bench import training_speed
-
-        return training_speed.run_training_speed(
-            steps=args.steps,
-            repeats=args.repeats,
-            torch_python=args.torch_python,
-            progress=True,
-        )
-
-    return _findings.run(args, measure)
+    ),
+    peers="torch",
+)

@@ -47,6 +47,7 @@ _EPILOG = """\
 examples:
   haiku-mqa chat
   haiku-mqa chat --system "Answer in one line." --temperature 0.7 --seed 7
+  haiku-mqa chat --repetition-penalty 1.1
   echo "What is the capital of France?" | haiku-mqa chat
 """
 
@@ -81,7 +82,7 @@ def add_parser(verbs: Any) -> None:
     )
     _sampling.add_sampling(parser, "0")
     parser.set_defaults(temperature=0.0)
-    _options.add_seed(parser, "the choice where --temperature is above 0")
+    _sampling.add_penalties(parser)
     _options.add_dtype(parser)
 
 

@@ -175,14 +175,17 @@ def _write(
 
 
 def _table(models: tuple[Model, Model], losses: list[str]) -> str:
-    from haiku_mqa.cli._cost import cache_bytes_per_token, parameters
+    from haiku_mqa.cli._cost import cache_bytes, parameters
 
     dtype = models[0].config.dtype
     rows = [
         ["query heads", *(f"{m.config.num_heads:,}" for m in models)],
         ["key/value heads", *(f"{m.config.num_kv_heads:,}" for m in models)],
         ["parameters", *(f"{parameters(m)['total']:,}" for m in models)],
-        ["cache per token", *(size(cache_bytes_per_token(m)[dtype]) for m in models)],
+        [
+            "cache per token",
+            *(size(cache_bytes(m)["per_token"][dtype]) for m in models),
+        ],
     ]
     if losses:
         rows.append(["loss", *losses])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from haiku_mqa.server import Service
     from haiku_mqa.zoo.loading import LoadedModel
 
-_LONGEST_CONTEXT = 2048  # of a slot where none is asked for: each step reads all of it
+_LONGEST_CONTEXT = 2048  # of a slot where none is asked for: all of it is held
 
 _DESCRIPTION = """\
 Serve a model to programs that speak OpenAI's API:
@@ -34,7 +34,8 @@ Serve a model to programs that speak OpenAI's API:
 Both answer as a whole or, with "stream": true, as the text comes. Requests share one
 batch of --slots rows, which they join and leave at any time; further ones wait, and
 beyond --max-waiting they are refused with 429. Each gets the text that it would get
-alone with its seed.
+alone with its seed. A prompt that begins as an earlier one did, as a conversation
+does, is read only from where they part.
 
 On SIGTERM or SIGINT new requests are refused with 503, and those that are open have
 --grace seconds to come to their end. A second SIGINT ends all at once.
@@ -46,7 +47,7 @@ _EPILOG = """\
 examples:
   haiku-mqa serve
   haiku-mqa serve --model shakespeare-mqa --port 8080
-  haiku-mqa serve --slots 16 --context 1024
+  haiku-mqa serve --slots 16 --context 1024 --quantize int8 --cache int8
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"prompt": "The capital of France is", "max_tokens": 8}'
 """
@@ -102,6 +103,14 @@ def add_parser(verbs: Any) -> None:
         f"model's context, or {_LONGEST_CONTEXT} where that is longer)",
     )
     _options.add_dtype(parser)
+    _options.add_quantize(parser)
+    parser.add_argument(
+        "--cache",
+        choices=("int8",),
+        metavar="int8",
+        help="hold keys and values in a byte a number: a quarter of the memory, for "
+        "more slots or a longer context",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(library) is None:
             raise MissingExtra("serving", "serve")
     with _listening(args.host, args.port) as listener:
-        loaded = load_model(args.model, dtype=args.dtype)
+        loaded = load_model(args.model, dtype=args.dtype, quantize=args.quantize)
         service = _service(loaded, args)
         say("compiling")
         service.engine.warm_up()
@@ -162,6 +171,7 @@ def _service(loaded: LoadedModel, args: argparse.Namespace) -> Service:
         slots=args.slots,
         max_length=context,
         max_waiting=args.max_waiting,
+        cache_dtype=args.cache,
     )
     name = args.name or _short_name(args.model)
     return Service(

@@ -72,7 +72,7 @@ def _card(name: str) -> dict[str, Any]:
         "description": about.description,
         "parameters": parameters,
         "weight_bytes": _cost.weight_bytes(parameters["total"]),
-        "cache_bytes_per_token": _cost.cache_bytes_per_token(spec),
+        "cache_bytes": _cost.cache_bytes(spec),
         "license": about.license,
         "source": about.source,
         "sha256": about.sha256,
@@ -112,10 +112,9 @@ def _text(card: dict[str, Any]) -> str:
     counts = [
         [_part(part, card), f"{count:,}"] for part, count in card["parameters"].items()
     ]
-    bytes_of = {
-        "weights": card["weight_bytes"],
-        "cache per token": card["cache_bytes_per_token"],
-    }
+    bytes_of = {"weights": card["weight_bytes"]}
+    for form, by_dtype in card["cache_bytes"].items():
+        bytes_of[_CACHE_FORMS[form]] = by_dtype
     sizes = [
         [what, *(size(by_dtype[d]) if d in by_dtype else "" for d in _DTYPES)]
         for what, by_dtype in bytes_of.items()
@@ -143,6 +142,11 @@ def _part(part: str, card: dict[str, Any]) -> str:
     return "unembed (tied)" if tied else part.replace("_", "-")
 
 
+_CACHE_FORMS = {
+    "per_token": "cache per token",
+    "per_token_with_rings": "with rings, per token",
+    "rings": "with rings, at once",
+}
 _DTYPES = ("float32", "bfloat16", "int8")
 
 

@@ -49,15 +49,20 @@ def int8_dots(
     return _differentiable(call, plainly)(x, *(a for pair in matrices for a in pair))
 
 
-def attend_fits(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
+def attend_fits(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> bool:
     """Returns whether ``attend`` can and should be called.
 
     Args:
       query: ``[B, T, N, H]``.
       key: ``[B, S, K, H]``.
       value: ``[B, S, K, v]``.
+      mask: bool ``[B or 1, N or 1, T or 1, S]``.
     """
-    return is_loaded() and all(x.dtype == jnp.float32 for x in (query, key, value))
+    is_float32 = all(x.dtype == jnp.float32 for x in (query, key, value))
+    is_shared = mask is None or mask.shape[1] == 1  # by all heads
+    return is_float32 and is_shared and is_loaded()
 
 
 def attend(

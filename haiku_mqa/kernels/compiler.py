@@ -15,7 +15,7 @@ import jax
 
 from haiku_mqa._files import write_whole
 from haiku_mqa.errors import BuildError
-from haiku_mqa.kernels.library import SOURCE, library_path
+from haiku_mqa.kernels.library import SOURCE, library_path, load
 
 # Sums may be reordered, as vector instructions need; NaN and infinity stay what they
 # are, which -ffast-math would not grant.
@@ -35,8 +35,8 @@ _FLAGS = (
 def build(compiler: Sequence[str] | None = None) -> Path:
     """Compiles the kernels for this machine into the cache folder.
 
-    Programs that are compiled from now on use them, in processes that have not asked
-    for them yet.
+    Programs that are compiled from now on use them; a process that has loaded older
+    ones goes on with those.
 
     Args:
       compiler: Words that start a C compiler with GCC's options; if ``None``,
@@ -66,6 +66,8 @@ def build(compiler: Sequence[str] | None = None) -> Path:
             said = done.stderr.strip() or f"exit code {done.returncode}"
             raise BuildError(f"{' '.join(words)} failed: {said}")
         write_whole(target, made.read_bytes())
+    if not load():  # what is known to XLA cannot be made known anew
+        load.cache_clear()
     return target
 
 

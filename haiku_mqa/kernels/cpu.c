@@ -138,7 +138,7 @@ static void run_parts(const XLA_FFI_CallFrame *call, int64_t workers, int64_t pa
 enum {
   kLine = 64,          // bytes, of a cache
   kTile = 4,           // rows of x and of a matrix whose products are made together
-  kMatrixRows = 64,    // of a part
+  kMatrixRows = 128,   // of a part
   kRows = 64,          // of x, of a part
   kLongestSum = 1024,  // products whose sum fits int32: 1024 * 127 * 16383 < 2^31
 };
@@ -276,10 +276,13 @@ static void multiply_part(const void *job, int64_t part, int64_t worker) {
   int64_t out = (matrix_part - m->first_part) * kMatrixRows;
   int64_t last_out = smaller(m->out, out + kMatrixRows);
   for (; out < last_out; out += kTile) {
-    // What is read once should come early, and leave no trace in the caches.
+    // What is read once should come early, and leave no trace in the caches; what is
+    // read again for other rows of x should stay.
+    const int8_t *ahead = m->values + (out + 2 * kTile) * p->in;
     if (p->rows <= kTile) {
-      const int8_t *ahead = m->values + (out + 2 * kTile) * p->in;
-      for (int64_t i = 0; i < kTile * p->in; i += 64) __builtin_prefetch(ahead + i, 0, 0);
+      for (int64_t i = 0; i < kTile * p->in; i += kLine) __builtin_prefetch(ahead + i, 0, 0);
+    } else {
+      for (int64_t i = 0; i < kTile * p->in; i += kLine) __builtin_prefetch(ahead + i, 0, 2);
     }
     for (int64_t r = row; r < last_row; r += kTile)
       write_tile(p, m, r, smaller(kTile, last_row - r), out,

@@ -49,16 +49,24 @@ def find() -> Path | None:
     return path if path.is_file() else None
 
 
-@functools.cache
 def is_loaded() -> bool:
     """Returns whether the kernels are at hand, having loaded them where they are.
 
-    The first answer counts for the whole process: programs that were compiled keep
-    what they were compiled with.
+    Programs that were compiled keep what they were compiled with.
     """
-    if os.environ.get(_SWITCH, "on").lower() in ("off", "0"):
-        return False
-    if jax.default_backend() != "cpu" or (path := find()) is None:
+    is_wanted = os.environ.get(_SWITCH, "on").lower() not in ("off", "0")
+    return is_wanted and jax.default_backend() == "cpu" and load()
+
+
+@functools.cache
+def load() -> bool:
+    """Makes the kernels known to XLA, once in a process; ``build`` has it look again.
+
+    Returns:
+      Whether they are there.
+    """
+    path = find()
+    if path is None:
         return False
     try:
         library = ctypes.CDLL(str(path))

@@ -268,7 +268,7 @@ class MultiQueryAttention(hk.Module):
         if context.return_attention:
             attended, weights = attend(return_weights=True)
         else:
-            attended, weights = attend(), None
+            attended, weights = attend(return_weights=False), None
         flat = attended.reshape(*attended.shape[:2], self.num_heads * self.value_size)
         x = self._layer(self.model_size, "linear")(flat)
         return LayerOutput(x, cache, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, overload
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from haiku_mqa import kernels
 from haiku_mqa.config import check_kv_heads
+from haiku_mqa.errors import unknown_name
+from haiku_mqa.ops.fused import Implementation, fused_attention, refusal
 from haiku_mqa.ops.masks import broadcast_mask
 from haiku_mqa.ops.numerics import dropout, wide_einsum
 
@@ -33,6 +36,7 @@ def multi_query_attention(
     dropout_rate: float = 0.0,
     dropout_rng: jax.Array | None = None,
     return_weights: Literal[False] = False,
+    implementation: Implementation | None = None,
 ) -> jax.Array: ...
 
 
@@ -49,6 +53,7 @@ def multi_query_attention(
     dropout_rate: float = 0.0,
     dropout_rng: jax.Array | None = None,
     return_weights: Literal[True],
+    implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -64,6 +69,7 @@ def multi_query_attention(
     dropout_rate: float = 0.0,
     dropout_rng: jax.Array | None = None,
     return_weights: bool = False,
+    implementation: Implementation | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Attends with N query heads to K shared key/value heads.
 
@@ -87,6 +93,10 @@ def multi_query_attention(
       dropout_rate: Share of the attention weights that is dropped.
       dropout_rng: PRNG key, needed where ``dropout_rate`` is above zero.
       return_weights: Whether the weights that were used are returned too.
+      implementation: ``"xla"`` for what is written here; ``"cudnn"`` for the kernel
+        that a GPU has in half precision, which never writes the logits to memory;
+        ``None`` for that kernel, or on a CPU for that of ``haiku_mqa.kernels``,
+        wherever it computes the same.
 
     Returns:
       ``[B, T, N, v]`` in the value's dtype; with ``return_weights`` also the
@@ -94,7 +104,7 @@ def multi_query_attention(
 
     Raises:
       ValueError: K does not divide N, the mask is not boolean, or its shape fits
-        neither axis order.
+        neither axis order; or ``"cudnn"`` was asked for where it will not do.
       AssertionError: Shapes or dtypes of the arrays do not agree.
 
     Example:
@@ -114,13 +124,34 @@ def multi_query_attention(
         mask = broadcast_mask(mask, batch, heads, queries, keys)
     is_plain = bias is None and softcap is None and dropout_rate == 0
     if (
-        is_plain
+        implementation is None
+        and is_plain
         and not return_weights
-        and mask is not None
-        and mask.shape[1] == 1
-        and kernels.attend_fits(query, key, value)
+        and kernels.attend_fits(query, key, value, mask)
     ):
-        return _attend_with_kernel(query, key, value, mask, scale)
+        return _attend_by_kernel(query, key, value, mask, scale)
+    if implementation not in ("xla", "cudnn", None):
+        raise unknown_name("implementation", str(implementation), ("xla", "cudnn"))
+    if implementation != "xla":
+        why_not = refusal(
+            query,
+            key,
+            value,
+            mask,
+            has_bias=bias is not None,
+            has_softcap=softcap is not None,
+            has_dropout=dropout_rate > 0,
+            returns_weights=return_weights,
+        )
+        if why_not is None:
+            plain = functools.partial(
+                multi_query_attention, scale=scale, implementation="xla"
+            )
+            return fused_attention(
+                query, key, value, mask, scale=scale, otherwise=plain
+            )
+        if implementation == "cudnn":
+            raise ValueError(f"implementation = 'cudnn' will not do: {why_not}")
 
     logits = wide_einsum(  # [B * K, G * T, S]
         "bth,bsh->bts", _fold(query, kv_heads), _fold(key, kv_heads)
@@ -186,29 +217,31 @@ def _fold(x: jax.Array, kv_heads: int) -> jax.Array:
     return x.swapaxes(1, 2).reshape(batch * kv_heads, -1, size)
 
 
-def _attend_with_kernel(
+def _attend_by_kernel(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: jax.Array,
+    mask: jax.Array | None,
     scale: float | None,
 ) -> jax.Array:
     """Returns ``[B, T, N, v]``, of a mask that is alike for all heads."""
-    batch, queries, heads, size = query.shape
-    keys, kv_heads = key.shape[1:3]
-    scale = 1 / math.sqrt(size) if scale is None else scale
+    shape = (query.shape[0], query.shape[1], key.shape[1])
+    scale = 1 / math.sqrt(query.shape[3]) if scale is None else scale
+    mask = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
 
     def plainly(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, scale):
-        grouped = q.reshape(batch, queries, kv_heads, -1, size)  # [B, T, K, G, H]
-        logits = scale * jnp.einsum("btkgh,bksh->bkgts", grouped, k)
-        exps, total = _exponentials(logits, seen[:, None, None])
-        summed = jnp.einsum("bkgts,bksv->btkgv", exps / total, v)
-        return summed.reshape(batch, queries, heads, -1)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return multi_query_attention(q, k, v, seen, scale=scale, implementation="xla")
 
-    seen = jnp.broadcast_to(mask[:, 0], (batch, queries, keys))
-    # A cache holds [B, K, S, H]; seen so again, nothing is moved.
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    return kernels.attend(query, key, value, seen, scale, plainly)
+    return kernels.attend(
+        query,
+        # A cache holds [B, K, S, H]; seen so again, nothing is moved.
+        key.swapaxes(1, 2),
+        value.swapaxes(1, 2),
+        jnp.broadcast_to(mask[:, 0], shape),
+        scale,
+        plainly,
+    )
 
 
 def _exponentials(

@@ -15,7 +15,7 @@ from tests.bench.tiny import CORPUS, DECODING, SCALE, decode_with
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(compiled_once):
     return run_ainslie(
         steps=40, scale=SCALE, corpus=CORPUS, decode_with=decode_with, **DECODING
     )

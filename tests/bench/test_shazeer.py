@@ -45,7 +45,7 @@ def test_variants_but_the_first_have_the_cache_of_one_head():
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(compiled_once):
     return run_shazeer(
         steps=3,
         seeds=2,

@@ -1,27 +1,26 @@
 """The bench: that it runs, and reports what it says it does. Nothing is timed here."""
 
 import json
-import sys
 
 import jax
-import numpy as np
 import pytest
 
-from haiku_mqa import bench, load_pretrained
-from haiku_mqa.bench.peers import state_dict
-from haiku_mqa.cli.bench import _text
+from haiku_mqa import bench, build, load_pretrained
+from haiku_mqa.bench import decode_speed
+from tests.models import EXAMPLES, example_params
 
 FIELDS = {
     "bandwidth_bytes_per_second",
     "bandwidth_runs",
-    "device",
+    "command",
+    "hardware",
     "model",
-    "new_tokens",
+    "notes",
     "parameters",
     "programs",
-    "prompt_tokens",
-    "remarks",
-    "repeats",
+    "settings",
+    "title",
+    "versions",
 }
 PROGRAM_FIELDS = {
     "decode_ratio",
@@ -42,8 +41,7 @@ PROGRAM_FIELDS = {
 @pytest.fixture
 def alone(monkeypatch):
     """As if no peer were installed."""
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr("haiku_mqa.bench.peers._NEEDED", ("no_such_library",))
 
 
 def test_bench_runs_and_writes_every_figure(run, tiny, tmp_path, alone):
@@ -53,7 +51,9 @@ def test_bench_runs_and_writes_every_figure(run, tiny, tmp_path, alone):
     assert done.code == 0, done.err
     data = json.loads(file.read_text())
     assert set(data) == FIELDS
-    assert (data["prompt_tokens"], data["new_tokens"], data["repeats"]) == (5, 4, 3)
+    settings = data["settings"]
+    assert (settings["prompt_tokens"], settings["new_tokens"]) == (5, 4)
+    assert settings["repeats"] == 3
     assert len(data["bandwidth_runs"]) == 3
     small, ours = data["programs"]
     assert [small["dtype"], ours["dtype"]] == ["int8", "float32"]
@@ -73,7 +73,7 @@ def test_peer_that_is_not_installed_is_said_in_a_line(run, tiny, alone):
     words = ("--prompt-tokens", 2, "--new-tokens", 2, "--repeats", 1)
     done = run("bench", "decode", "--model", tiny, *words)
     [line] = [line for line in done.out.splitlines() if "left out" in line]
-    assert line.startswith("transformers is left out: torch and transformers not")
+    assert line.startswith("transformers is left out: no_such_library not installed")
     assert "haiku-mqa[parity]" in line
 
 
@@ -101,73 +101,79 @@ def test_bench_does_not_compile_inside_what_it_times(tiny):
 
 
 class _Scripted:
-    """A program whose runs take the seconds that it is told."""
+    """A peer that takes the seconds it is told, and parts from us at the second token.
 
-    def __init__(self, name, log, seconds, tokens):
-        self.name, self.dtype, self.weight_bytes = name, "float32", 1000
-        self._log, self._seconds, self._tokens = log, iter(seconds), tokens
+    Its warm-up is no run of any figure.
+    """
+
+    name, dtype, weight_bytes = "b", "float32", 1000
+
+    def __init__(self, ours, seconds):
+        self._ours, self._seconds = ours, iter(seconds)
 
     def run(self, prompt, new_tokens):
-        self._log.append(self.name)
+        first, second, *rest = self._ours.run(prompt, new_tokens).tokens
         seconds = next(self._seconds)
-        return bench.Timing(seconds, seconds, self._tokens)
+        return bench.Timing(seconds, seconds, (first, second + 1, *rest))
 
 
-@pytest.fixture
-def scripted():
-    log = []
-    programs = [
-        _Scripted("a", log, [9.0, 1.0, 2.0, 4.0], (1, 2, 3)),
-        _Scripted("b", log, [9.0, 2.0, 8.0, 4.0], (1, 5, 3)),
-    ]
+@pytest.fixture(scope="module")
+def found():
+    """What the bench finds of a peer that is told how long to take."""
+    model, params = build(EXAMPLES["multi_query"]), example_params("multi_query")
+    peer = _Scripted(bench.Ours(model, params), [9.0, 2.0, 8.0, 4.0])
     bandwidths = iter([1e3, 5e3, 2e3])
-    timings, measured = bench.take_turns(
-        programs,
-        [7, 7],
-        new_tokens=3,
-        repeats=3,
-        measure_bandwidth=lambda: (log.append("memory"), next(bandwidths))[1],
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            bench.Peers, "add_transformers", lambda self, *_: self.programs.append(peer)
+        )
+        return decode_speed.run_decode(
+            model,
+            params,
+            prompt_tokens=2,
+            new_tokens=3,
+            repeats=3,
+            measure_bandwidth=lambda: next(bandwidths),
+        )
+
+
+class _Echo:
+    def __init__(self, name):
+        self.name = name
+
+
+def test_programs_take_turns_after_each_was_warmed_up():
+    log = []
+    turns = bench.take_turns(
+        [_Echo("a"), _Echo("b")],
+        [1, 2],
+        lambda program, size: (log.append(program.name), size)[1],
+        repeats=2,
+        measure=lambda: log.append("memory"),
     )
-    report = bench.DecodeReport(
-        model="m",
-        parameters=250,
-        device="cpu",
-        prompt_tokens=2,
-        new_tokens=3,
-        repeats=3,
-        bandwidths=tuple(measured),
-        standings=tuple(
-            bench.Standing.of(program, runs, 2)
-            for program, runs in zip(programs, timings, strict=True)
-        ),
-        remarks=("c is left out",),
-    )
-    return log, report
+    assert log == ["a", "b", "a", "b", *["memory", "a", "b", "a", "b"] * 2]
+    assert turns.first == [[1, 1], [2, 2]]
+    assert turns.runs == [[[1, 1], [1, 1]], [[2, 2], [2, 2]]]
 
 
-def test_programs_take_turns_after_each_was_warmed_up(scripted):
-    log, _ = scripted
-    assert log == ["a", "b", *["memory", "a", "b"] * 3]
+def test_figures_are_medians_of_what_was_timed_after_warming_up(found):
+    _, ours, peer = found.data["programs"]
+    assert peer["prefill_tokens_per_second"] == 2 / 4
+    assert peer["decode_tokens_per_second"] == 2 / 4
+    assert found.data["bandwidth_bytes_per_second"] == 2e3
+    assert peer["limit_tokens_per_second"] == 2.0
+    assert peer["fraction_of_limit"] == 0.25
+    small = found.data["programs"][0]
+    assert peer["decode_ratio"] == small["decode_tokens_per_second"] / 0.5
+    assert ours["same_tokens"] == 3
 
 
-def test_figures_are_medians_of_what_was_timed_after_warming_up(scripted):
-    _, report = scripted
-    ours, peer = report.standings
-    assert (ours.prefill, ours.decode) == (1.0, 1.0)  # 2 tokens, and 2, in 2 seconds
-    assert (peer.prefill, peer.decode) == (0.5, 0.5)
-    assert report.bandwidth == 2e3
-    assert report.limit(ours) == 2.0
-    data = report.to_dict()
-    assert [program["decode_ratio"] for program in data["programs"]] == [1.0, 2.0]
-    assert data["programs"][0]["fraction_of_limit"] == 0.5
-
-
-def test_table_shows_ratios_and_where_tokens_part(scripted):
-    _, report = scripted
-    text = _text(report)
-    row = next(line for line in text.splitlines() if line.startswith("b "))
-    assert row.split() == ["b", "float32", "0.5", "2.00x", "0.5", "2.00x", "25%", "1/3"]
-    assert text.endswith("c is left out")
+def test_table_shows_ratios_and_where_tokens_part(found):
+    row = found.rows[2]
+    assert (row[0], row[2], row[4], row[6]) == ("b", "0.5", "0.5", "25%")
+    assert row[3].endswith("x")
+    assert row[7] == "1/3"
+    assert found.rows[0][3] == ""
 
 
 def test_bandwidth_is_measured_on_an_accelerator_too(monkeypatch):
@@ -181,31 +187,8 @@ def test_busy_machine_is_remarked_on(monkeypatch, load):
     assert bool(bench.load_remarks()) == (load > 0)
 
 
-def test_model_that_is_no_llama_has_no_peer(monkeypatch):
-    from haiku_mqa import build
-    from tests.models import EXAMPLES, example_params
-
-    monkeypatch.setattr("haiku_mqa.bench.peers._NEEDED", ())
-    model = build(EXAMPLES["alibi"])
-    peers, remarks = bench.transformers_peers(model, example_params("alibi"))
-    assert not peers
-    assert "position_embedding" in remarks[0]
-
-
-@pytest.mark.parity
-def test_transformers_says_the_same_with_the_weights_that_it_is_handed(tiny):
-    import torch
-
-    loaded = load_pretrained(tiny)
-    model, params = loaded.model, loaded.params
-    peers, remarks = bench.transformers_peers(model, params)
-    assert not remarks
-    assert [peer.dtype for peer in peers] == ["float32", "bfloat16"]
-    tokens = np.arange(20)[None] % 7
-    with torch.inference_mode():
-        theirs = peers[0]._llama(input_ids=torch.tensor(tokens)).logits.numpy()
-    ours = model.apply(params, None, tokens).logits
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    mine = bench.Ours(model, params).run([1, 2, 3], 6)
-    assert peers[0].run([1, 2, 3], 6).tokens == mine.tokens
-    assert "lm_head.weight" in state_dict(model.config, params)
+def test_model_that_is_no_llama_has_no_peer():
+    with bench.Peers("no-such-python") as peers:
+        peers.add_transformers(build(EXAMPLES["alibi"]), example_params("alibi"))
+    assert not peers.programs
+    assert "position_embedding" in peers.absent[0]

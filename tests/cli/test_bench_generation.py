@@ -119,3 +119,27 @@ def test_decode_runs_peers_of_another_python(run, tiny, monkeypatch):
     assert done.code == 0, done.err
     assert "transformers, float32, is not run" in done.out
     assert "llama.cpp is not run" in done.out
+
+
+# --- An accelerator -----------------------------------------------------------------
+
+
+def test_accelerator_that_is_not_here_is_one_clear_line(run):
+    done = run("bench", "accelerator", "--preset", "tiny")
+    assert done.code == 2
+    assert done.error.startswith("no accelerator is here: jax runs on cpu")
+    done = run("bench", "accelerator", "--device", "tpu")
+    assert done.error == "device must be cpu, what jax runs on here, got tpu"
+
+
+def test_accelerator_is_measured_end_to_end_on_a_cpu(run, monkeypatch):
+    monkeypatch.setattr("haiku_mqa.bench.accelerator.read_bandwidth", lambda size: 1e9)
+    words = ("--device", "cpu", "--preset", "tiny", "--prompt-tokens", 8)
+    words += ("--new-tokens", 3, "--repeats", 1, "--torch-python", "no-such-python")
+    done = run("bench", "accelerator", *words)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    for what in ("memory", "matrix products", "decode", "prefill", "attention"):
+        assert any(line.startswith(what) for line in lines), what
+    assert any("transformers is not run" in line for line in lines)
+    assert "haiku_mqa" in done.err

@@ -66,6 +66,15 @@ def test_system_and_sampling_reach_every_answer(talk, tiny):
     assert done.out == "".join(f"{answer}\n" for answer in said)
 
 
+def test_penalties_count_the_whole_talk(talk, tiny):
+    done = talk(["Hello", "And?"], "--repetition-penalty", 3, "--presence-penalty", 1)
+    assert done.code == 0, done.err
+    fined = Sampling(temperature=0.0, repetition_penalty=3.0, presence_penalty=1.0)
+    said = list(_answers(load_pretrained(tiny), ["Hello", "And?"], sampling=fined))
+    assert done.out == "".join(f"{answer}\n" for answer in said)
+    assert said != list(_answers(load_pretrained(tiny), ["Hello", "And?"]))
+
+
 def test_what_was_read_is_not_read_again(talk, monkeypatch):
     read = []
     ask = Conversation._read

@@ -49,6 +49,47 @@ from tests.tiny_gguf import write_tiny_gguf
             "--top-p needs --temperature above 0",
         ),
         (["generate", "--system", "be", "x"], "--system needs --chat"),
+        (["generate", "--length-penalty", "1", "x"], "--length-penalty needs --beams"),
+        (["generate", "--stop", "", "x"], "--stop: must hold some text, and is empty"),
+        (["generate", "--cache", "int9", "x"], "did you mean 'int8'?"),
+        (["generate", "--beams", "0", "x"], "a whole number >= 1, got '0'"),
+        (
+            ["generate", "--samples", "2", "--temperature", "0", "x"],
+            "--samples needs --temperature above 0: at 0 all of them are the same",
+        ),
+        (
+            ["generate", "--samples", "2", "--beams", "2", "x"],
+            "--beams and --samples exclude each other: ",
+        ),
+        (
+            ["generate", "--beams", "2", "--top-k", "2", "x"],
+            "--beams and --top-k exclude each other: ",
+        ),
+        (
+            ["generate", "--draft", "mqa-decoder", "--prompt-lookup", "x"],
+            "--draft and --prompt-lookup exclude each other: ",
+        ),
+        (
+            ["generate", "--prompt-lookup", "--stop", "a", "x"],
+            "--prompt-lookup and --stop exclude each other: ",
+        ),
+        (
+            ["generate", "--prompt-lookup", "--presence-penalty", "1", "x"],
+            "--prompt-lookup and --presence-penalty exclude each other: ",
+        ),
+        (
+            ["generate", "--prompt-lookup", "--ring-cache", "x"],
+            "--prompt-lookup and --ring-cache exclude each other: ",
+        ),
+        (
+            ["generate", "--prefix", "p", "--cache", "int8", "x"],
+            "--prefix and --cache exclude each other: its cache stays as it was saved",
+        ),
+        (
+            ["generate", "--save-prefix", "p", "--chat", "x"],
+            "--chat and --save-prefix exclude each other: a prefix is plain text",
+        ),
+        (["generate", "--draft", "smolm2-135", "x"], "did you mean 'smollm2-135m'?"),
         (["generate"], "give either PROMPT or --file, got neither"),
         (["generate", "--file", "f", "x"], "give either PROMPT or --file, got both"),
         (["generate", ""], "PROMPT must hold some text, and is empty"),
@@ -146,6 +187,14 @@ def test_empty_standard_input_is_misuse(run, monkeypatch):
     assert done.error == "standard input must hold some text, and is empty"
 
 
+def test_prefix_that_cannot_be_kept_or_read_is_a_failure(run, tiny, tmp_path):
+    none = tmp_path / "none" / "prefix"
+    for option in "--save-prefix", "--prefix":
+        done = run("generate", "--model", tiny, option, none, "x")
+        assert done.code == 1
+        assert done.error.endswith(": No such file or directory")
+
+
 def test_missing_prompt_file_is_a_failure(run, tmp_path):
     done = run("generate", "--file", tmp_path / "none.txt")
     assert done.code == 1
@@ -200,6 +249,20 @@ def test_filter_without_a_temperature_is_misuse_where_the_model_is_greedy(run, t
     done = run("generate", "--model", tiny, "--top-k", 3, "x")
     assert done.code == 2
     assert "--top-k needs --temperature above 0" in done.error
+
+
+def test_samples_of_a_model_that_is_greedy_are_misuse(run, tiny):
+    done = run("generate", "--model", tiny, "--samples", 2, "x")
+    assert done.code == 2
+    assert "--samples needs --temperature above 0" in done.error
+
+
+def test_rings_of_a_model_without_windows_are_misuse(run, tiny):
+    done = run("generate", "--model", tiny, "--ring-cache", "x")
+    assert done.code == 2
+    assert done.error == (
+        f"--ring-cache needs a model with sliding windows, and {tiny} has none"
+    )
 
 
 @pytest.mark.parametrize("verb", [["generate", "x", "--model"], ["zoo", "info"]])

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 import haiku_mqa.testing
-from haiku_mqa import zoo
+from haiku_mqa import load_pretrained, zoo
 from haiku_mqa.testing import LawResult, Report
+from tests.folders import write_model_folder
 
 EXITS = "def make():\n    raise SystemExit(3)\n"
 OTHER = """
@@ -107,7 +108,14 @@ def test_info_tells_the_cost_of_a_model_that_was_never_fetched(run, no_weights):
     assert parts["norms"] == 61 * 576
     assert card["weight_bytes"]["bfloat16"] == 2 * 134_515_008
     # Keys and values of 30 layers, and two numbers that tell where a token stands.
-    assert card["cache_bytes_per_token"]["float32"] == 30 * 2 * 3 * 64 * 4 + 8
+    numbers, scales = 30 * 2 * 3 * 64, 30 * 2 * 3
+    assert card["cache_bytes"] == {
+        "per_token": {
+            "float32": 4 * numbers + 8,
+            "bfloat16": 2 * numbers + 8,
+            "int8": numbers + 4 * scales + 8,
+        }
+    }
     assert card["license"] == "Apache-2.0"
     assert len(card["sha256"]) == 64
     assert card["config"]["num_kv_heads"] == 3
@@ -121,6 +129,7 @@ def test_info_as_text_has_all_of_it(run):
         "134,515,008",
         "538.1 MB",
         "46.1 kB",
+        "12.2 kB",
         "unembed (tied)",
         "Apache-2.0",
         "sha256",
@@ -143,6 +152,21 @@ def test_info_tells_of_a_model_folder_without_reading_weights(run, trained, no_w
     assert f"a decoder in {trained}" in run("zoo", "info", trained).out
 
 
+def test_info_tells_what_rings_cost_where_layers_have_windows(run, tmp_path):
+    folder = write_model_folder(tmp_path / "m", num_layers=2, sliding_window=(5, None))
+    card = json.loads(run("zoo", "info", folder, "--json").out)
+    model, costs = load_pretrained(folder).model, card["cache_bytes"]
+    for dtype in ("float32", "bfloat16", "int8"):
+        row = 4  # bytes: its length
+        whole = model.init_cache(1, 30, dtype).nbytes - row
+        assert whole == 30 * costs["per_token"][dtype]
+        ring = model.init_cache(1, 30, dtype, ring=True).nbytes - row
+        assert ring == 30 * costs["per_token_with_rings"][dtype] + costs["rings"][dtype]
+    shown = run("zoo", "info", folder).out
+    assert "with rings, per token" in shown
+    assert "with rings, at once" in shown
+
+
 def test_info_tells_of_a_model_file(run, tiny):
     done = run("zoo", "info", tiny)
     assert done.code == 0, done.err
@@ -153,7 +177,7 @@ def test_info_of_a_model_of_other_parts(run, plugin):
     plugin("other", OTHER)
     card = json.loads(run("zoo", "info", "other", "--json").out)
     assert card["parameters"]["other"] == card["parameters"]["total"] == 49
-    assert card["cache_bytes_per_token"] == {"float32": 12, "bfloat16": 6}
+    assert card["cache_bytes"] == {"per_token": {"float32": 12, "bfloat16": 6}}
     assert card["config"]["vocab_size"] == 7
     assert "a bigram table" in run("zoo", "info", "other").out
 

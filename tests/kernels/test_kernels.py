@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haiku_mqa import DecoderConfig, build, generate, kernels, quantize_params
-from haiku_mqa.kernels import library
 from haiku_mqa.ops import multi_query_attention, quantize, quantized_dot
 from haiku_mqa.ops.quantized import dots
 
@@ -26,16 +27,18 @@ def compiled(tmp_path_factory):
         patch.setenv("HAIKU_MQA_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HAIKU_MQA_KERNELS", "on")
         kernels.build()
-        library.is_loaded.cache_clear()
         jax.clear_caches()  # what was traced without them
         assert kernels.is_loaded()
         yield
-    library.is_loaded.cache_clear()
-    jax.clear_caches()
+        jax.clear_caches()
 
 
 def _drawn(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), "f4")
+
+
+def _sizes(matrix):
+    return dataclasses.replace(matrix, values=jnp.abs(matrix.values))
 
 
 def _exact(x, matrix):
@@ -55,10 +58,13 @@ def _exact(x, matrix):
 def test_products_are_exact_but_for_the_rounding_of_rows(seed, rows, size, outs):
     x = _drawn(seed, rows, size)
     matrices = [quantize(_drawn(seed + i, size, o), axis=1) for i, o in enumerate(outs)]
+    half_unit = np.abs(x).max(axis=1, keepdims=True) / 16383 / 2
     for y, matrix in zip(dots(x, matrices), matrices, strict=True):
-        exact = _exact(x, matrix)
-        most = np.abs(exact).max() + np.abs(x).max()
-        np.testing.assert_allclose(y, exact, atol=HALVES * most, rtol=0)
+        sizes = _exact(np.ones((1, size)), _sizes(matrix))
+        rounding = 1e-6 * _exact(np.abs(x), _sizes(matrix))
+        assert (
+            np.abs(y - _exact(x, matrix)) <= 1.01 * half_unit * sizes + rounding
+        ).all()
 
 
 def test_the_largest_sums_there_can_be_do_not_overflow():
@@ -120,8 +126,8 @@ def test_attention_is_what_it_is_without_a_kernel(shape, seed):
     mask = generator.random((batch, queries, keys)) < generator.random()
     mask[0, 0] = False  # one that sees nothing
     fast = multi_query_attention(query, key, value, jnp.asarray(mask))
-    plain, _ = multi_query_attention(
-        query, key, value, jnp.asarray(mask), return_weights=True
+    plain = multi_query_attention(
+        query, key, value, jnp.asarray(mask), implementation="xla"
     )
     np.testing.assert_allclose(fast, plain, atol=ROUNDING)
     assert (fast[0, 0] == 0).all()
@@ -140,14 +146,11 @@ def test_attention_has_derivatives():
     query, key, value = (_drawn(i, 1, 5, 4, 8) for i in range(3))
     mask = jnp.tril(jnp.ones((5, 5), bool))
 
-    def total(arrays, **options):
-        attended = multi_query_attention(*arrays, mask, **options)
-        return (attended[0] if options else attended).sum()
+    def total(arrays, implementation=None):
+        return multi_query_attention(*arrays, mask, implementation=implementation).sum()
 
     fast = jax.grad(total)((query, key, value))
-    plain = jax.grad(lambda arrays: total(arrays, return_weights=True))(
-        (query, key, value)
-    )
+    plain = jax.grad(lambda arrays: total(arrays, "xla"))((query, key, value))
     for one, other in zip(fast, plain, strict=True):
         np.testing.assert_allclose(one, other, atol=ROUNDING)
 
@@ -155,14 +158,13 @@ def test_attention_has_derivatives():
 # --- Models ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_a_model_says_the_same_with_kernels_and_without(num_kv_heads, monkeypatch):
+def test_a_model_says_the_same_with_kernels_and_without(monkeypatch):
     model = build(
         DecoderConfig(
             vocab_size=97,
-            num_layers=2,
+            num_layers=1,
             num_heads=4,
-            num_kv_heads=num_kv_heads,
+            num_kv_heads=2,
             d_model=32,
             d_ff=64,
             gated=True,
@@ -177,7 +179,7 @@ def test_a_model_says_the_same_with_kernels_and_without(num_kv_heads, monkeypatc
         return generate(model, params, prompts, max_new_tokens=12, logprobs=True)
 
     fast = said()
-    monkeypatch.setattr(kernels.calls, "is_loaded", lambda: False)
+    monkeypatch.setenv("HAIKU_MQA_KERNELS", "off")
     jax.clear_caches()
     plain = said()
     jax.clear_caches()
