@@ -17,6 +17,7 @@ from haiku_mqa.bench.matmul import matmul_rate
 from haiku_mqa.bench.remote import Peers, parameters
 from haiku_mqa.bench.turns import take_turns
 from haiku_mqa.model import Model, Params
+from haiku_mqa.quantization import quantize_params
 
 COLUMNS = (
     "rows B",
@@ -86,7 +87,11 @@ def run_batch(
     prompts = draw.integers(0, model.config.vocab_size, size).tolist()
     with Peers(torch_python) as peers:
         peers.add_transformers(model, params)
-        programs: list[RowsProgram] = [Ours(model, params), *peers.programs]
+        programs: list[RowsProgram] = [
+            Ours(model, quantize_params(model, params)),
+            Ours(model, params),
+            *peers.programs,
+        ]
         turns = take_turns(
             programs,
             batch_sizes,

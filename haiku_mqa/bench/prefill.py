@@ -16,6 +16,7 @@ from haiku_mqa.bench.matmul import matmul_rate
 from haiku_mqa.bench.remote import Peers, parameters
 from haiku_mqa.bench.turns import take_turns
 from haiku_mqa.model import Model, Params
+from haiku_mqa.quantization import quantize_params
 
 COLUMNS = (
     "prompt tokens",
@@ -94,7 +95,11 @@ def run_prefill(
     with Peers(torch_python) as peers:
         peers.add_transformers(model, params)
         peers.add_llama_cpp(gguf, context=max(lengths) + 1)
-        programs: list[Program] = [Ours(model, params), *peers.programs]
+        programs: list[Program] = [
+            Ours(model, quantize_params(model, params)),
+            Ours(model, params),
+            *peers.programs,
+        ]
         turns = take_turns(
             programs,
             prompts,
