@@ -173,7 +173,9 @@ def _limit(
 ) -> float:
     """Returns the most tokens per second that all rows together could choose."""
     config = model.config
-    scale = jnp.dtype(program.dtype).itemsize / jnp.dtype(config.dtype).itemsize
+    # Beside int8 weights, the cache is what it is beside others.
+    kept = config.dtype if program.dtype == "int8" else program.dtype
+    scale = jnp.dtype(kept).itemsize / jnp.dtype(config.dtype).itemsize
     cache = scale * length * cache_bytes_per_token(config)
     reading = (program.weight_bytes + rows * cache) / bandwidth
     # A weight is multiplied and added once for each row.

@@ -75,19 +75,20 @@ def test_prefill_takes_medians_of_runs_after_one_that_compiles(
     )
     assert peer.seen == [(1, 4, 1), (1, 8, 1)] * 4
     short, long = found.data["lengths"]
-    ours, theirs = short["programs"]
+    int8, ours, theirs = short["programs"]
+    assert (int8["dtype"], ours["dtype"]) == ("int8", "float32")
     assert theirs["tokens_per_second"] == 2.0  # 4 tokens, a median of 2 seconds
     assert theirs["tokens_per_second_runs"] == [4.0, 2.0, 0.5]
     assert theirs["flops_per_second"] == short["flops"] / 2
     assert theirs["fraction_of_matmul_rate"] == short["flops"] / 2 / 1e6
-    assert long["programs"][1]["tokens_per_second"] == 8 / 5
+    assert long["programs"][2]["tokens_per_second"] == 8 / 5
     assert len(ours["tokens_per_second_runs"]) == 3
-    assert [row[:2] for row in found.rows][1:3] == [
+    assert [row[:2] for row in found.rows][2:4] == [
         ("4", "theirs"),
         ("8", ours["name"]),
     ]
-    ratio = ours["tokens_per_second"] / 2
-    assert found.rows[1][4] == f"{ratio:.2f}x"
+    ratio = int8["tokens_per_second"] / 2
+    assert found.rows[2][4] == f"{ratio:.2f}x"
 
 
 def test_prefill_flops_are_those_that_xla_counts(model, params):
@@ -182,12 +183,12 @@ def test_batch_counts_the_tokens_of_all_rows(model, params, with_peer):
         measure_matmul=lambda: 1e6,
     )
     assert peer.seen == [(1, 4, 5), (3, 4, 5)] * 4
-    theirs = found.data["batches"][1]["programs"][1]
+    theirs = found.data["batches"][1]["programs"][2]
     # A median of 5 seconds for the prompts, and of 10 for what follows.
     assert theirs["prefill_tokens_per_second"] == 3 * 4 / 5
     assert theirs["decode_tokens_per_second"] == 3 * 4 / 10
     assert theirs["all_tokens_per_second"] == 3 * 9 / 15
-    assert len(found.rows) == 4
+    assert len(found.rows) == 6
 
 
 @pytest.mark.parametrize(("bandwidth", "rate"), [(1e5, 1e30), (1e30, 1e6)])
@@ -206,7 +207,7 @@ def test_limit_of_a_batch_is_memory_or_products_whichever_is_lower(
         measure_matmul=lambda: rate,
     )
     weights = weight_bytes_per_token(model, params)
-    for rows, (ours, theirs) in zip(
+    for rows, (_, ours, theirs) in zip(
         (1, 3), (each["programs"] for each in found.data["batches"]), strict=True
     ):
         cache = 9 * cache_bytes_per_token(CONFIG)
