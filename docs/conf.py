@@ -27,9 +27,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(jax|jaxlib|numpy|np|hk|haiku|hypothesis|collections)\b.*"),
     (r"py:.*", r"(os|pathlib|typing|argparse|dataclasses)\b.*"),
-    (r"py:.*", r"(optax|chex|tokenizers|gguf|grain)\b.*"),
+    (r"py:.*", r"(optax|chex|tokenizers|gguf|grain|starlette)\b.*"),
     (r"py:.*", r"(Params|ArrayTree)"),  # names of types, not classes
     (r"py:.*", r"optional"),
+    (r"py:.*", r"haiku_mqa\.bench\.turns\.[A-Z]"),  # variables of types
 ]
 
 myst_enable_extensions = ["deflist"]
