@@ -43,6 +43,7 @@ def quantize_params(
 
     Example:
       >>> import jax
+      >>> import jax.numpy as jnp
       >>> from haiku_mqa import DecoderConfig, build
       >>> model = build(DecoderConfig(
       ...     vocab_size=256, num_layers=2, num_heads=8, d_model=64, d_ff=256))

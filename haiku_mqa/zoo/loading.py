@@ -32,6 +32,7 @@ class LoadedModel:
       metadata: Licence, source and what else is known of it.
 
     Example:
+      >>> import jax
       >>> from haiku_mqa.zoo import load
       >>> spec = load("mqa-decoder")
       >>> loaded = LoadedModel(build(spec.config), spec.init(jax.random.key(0)),
