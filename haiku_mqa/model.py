@@ -205,7 +205,7 @@ def _as_array(values: Any, dtype: jax.typing.DTypeLike) -> jax.Array | None:
 @functools.lru_cache(maxsize=256)
 def _transform(config: DecoderConfig) -> hk.Transformed:
     def forward(tokens: jax.Array, **arguments: Any) -> DecoderOutput:
-        return DecoderLM(config, shares_trace=True)(tokens, **arguments)
+        return DecoderLM(config)(tokens, **arguments)
 
     return hk.transform(forward)
 
