@@ -55,23 +55,10 @@ class DecoderLM(hk.Module):
       (1, 3, 256)
     """
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        *,
-        shares_trace: bool = False,
-        name: str | None = None,
-    ):
-        """Describes the model.
-
-        Args:
-          config: Says all of it.
-          shares_trace: As ``TransformerDecoder``.
-          name: Of the module.
-        """
+    def __init__(self, config: DecoderConfig, *, name: str | None = None):
+        """Describes the model; ``config`` says all of it."""
         super().__init__(name=name)
         self.config = config
-        self.shares_trace = shares_trace
 
     def __call__(
         self,
@@ -138,10 +125,9 @@ class DecoderLM(hk.Module):
             )(context.positions, config.dtype)
         x = maybe_dropout(x, config.embedding_dropout, is_training)
 
-        decoder = TransformerDecoder(
-            config, shares_trace=self.shares_trace, name="decoder"
+        stack = TransformerDecoder(config, name="decoder")(
+            x, context=context, layers=cache.layers if cache else None
         )
-        stack = decoder(x, context=context, layers=cache.layers if cache else None)
         x = stack.x
         if logits_at is not None:
             x = jnp.take_along_axis(x, logits_at[..., None], axis=1)
