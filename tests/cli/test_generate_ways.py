@@ -8,7 +8,7 @@ import pytest
 
 from haiku_mqa import Sampling, generate, load_pretrained
 from haiku_mqa.cli.main import build_parser
-from haiku_mqa.generation import beam_search
+from haiku_mqa.generation import beam_search, stream
 from tests.folders import write_model_folder
 
 NEW = 8
@@ -139,17 +139,16 @@ def test_draft_over_other_tokens_is_misuse_before_anything_is_written(
 
 
 def test_cache_can_be_int8(written, loaded, monkeypatch):
+    asked = []
+
+    def watch(*args, **options):
+        asked.append(options["cache_dtype"])
+        return stream(*args, **options)
+
+    monkeypatch.setattr("haiku_mqa.generation.stream", watch)
     result = _generated(loaded, cache_dtype="int8")
-    made = []
-    init_cache = type(loaded.model).init_cache
-
-    def watch(self, rows, length=None, dtype=None, *, ring=False):
-        made.append((dtype, ring))
-        return init_cache(self, rows, length, dtype, ring=ring)
-
-    monkeypatch.setattr(type(loaded.model), "init_cache", watch)
     assert written("--cache", "int8", PROMPT)[0] == PROMPT + result.texts[0]
-    assert made == [("int8", False)]
+    assert asked == ["int8"]
 
 
 def test_text_with_rings_is_the_same(run, tmp_path):
