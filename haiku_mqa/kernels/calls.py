@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from haiku_mqa.kernels.library import is_loaded
 
 _MOST_ROWS = 192  # from which on XLA's bfloat16 products are faster
+_FEW_ROWS = 4  # up to which reading a matrix takes longer than multiplying by it
 
 
 def int8_dots_fit(rows: int) -> bool:
@@ -47,6 +48,77 @@ def int8_dots(
     ]
     call = jax.ffi.ffi_call("haiku_mqa_int8_dots", results, vmap_method="sequential")
     return _differentiable(call, plainly)(x, *(a for pair in matrices for a in pair))
+
+
+def float_dots_fit(x: jax.Array, matrices: Sequence[jax.Array]) -> bool:
+    """Returns whether ``float_dots`` is at hand, and faster than XLA's products.
+
+    Args:
+      x: ``[rows, in]``.
+      matrices: Of any floating point.
+    """
+    dtypes = {matrix.dtype for matrix in matrices}
+    is_one = dtypes in ({jnp.dtype("float32")}, {jnp.dtype("bfloat16")})
+    return is_one and _is_narrow(x) and x.shape[0] <= _FEW_ROWS and is_loaded()
+
+
+def table_dot_fits(x: jax.Array, table: jax.Array) -> bool:
+    """Returns whether ``table_dot`` is at hand, and faster than XLA's product.
+
+    Args:
+      x: ``[rows, D]``.
+      table: Of any floating point.
+    """
+    # XLA reads float32 as fast, and takes several rows of bfloat16 at once.
+    is_half = table.dtype == jnp.bfloat16
+    return is_half and _is_narrow(x) and x.shape[0] == 1 and is_loaded()
+
+
+def _is_narrow(x: jax.Array) -> bool:
+    return x.dtype in (jnp.float32, jnp.bfloat16)
+
+
+def float_dots(x: jax.Array, matrices: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the products of few rows with several matrices, in one pass over them.
+
+    Numbers of half precision are widened as they are read.
+
+    Args:
+      x: float32 or bfloat16 ``[rows, in]``.
+      matrices: ``[in, out]``, all of float32 or all of bfloat16.
+
+    Returns:
+      For each, ``x @ matrix``, float32 ``[rows, out]``.
+    """
+
+    def plainly(x: jax.Array, *matrices: jax.Array) -> list[jax.Array]:
+        return [x @ matrix.astype(x.dtype) for matrix in matrices]
+
+    results = [
+        jax.ShapeDtypeStruct((x.shape[0], matrix.shape[1]), jnp.float32)
+        for matrix in matrices
+    ]
+    call = jax.ffi.ffi_call("haiku_mqa_float_dots", results, vmap_method="sequential")
+    return _differentiable(call, plainly)(x.astype(jnp.float32), *matrices)
+
+
+def table_dot(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Returns the products of few rows with the vectors of a table.
+
+    Args:
+      x: float32 or bfloat16 ``[rows, D]``.
+      table: bfloat16 ``[size, D]``.
+
+    Returns:
+      ``x @ table.T``, float32 ``[rows, size]``.
+    """
+
+    def plainly(x: jax.Array, table: jax.Array) -> jax.Array:
+        return x @ table.astype(x.dtype).T
+
+    result = jax.ShapeDtypeStruct((x.shape[0], table.shape[0]), jnp.float32)
+    call = jax.ffi.ffi_call("haiku_mqa_table_dot", result, vmap_method="sequential")
+    return _differentiable(call, plainly)(x.astype(jnp.float32), table)
 
 
 def attend_fits(

@@ -133,6 +133,11 @@ static void run_parts(const XLA_FFI_CallFrame *call, int64_t workers, int64_t pa
   release(shared);
 }
 
+// A vector of the widest kind; the compiler makes several narrower ones of it where
+// there is none, and assumes nothing of where it lies.
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+enum { kLanes = sizeof(Lanes) / sizeof(float) };
+
 // --- Products with int8 matrices -------------------------------------------------------
 
 enum {
@@ -329,18 +334,198 @@ XLA_FFI_Error *haiku_mqa_int8_dots(XLA_FFI_CallFrame *call) {
   return NULL;
 }
 
+// --- Products with matrices of floating point ------------------------------------------
+
+enum {
+  kDepth = 8,   // rows of a matrix that are read side by side
+  kShares = 2,  // of a matrix's rows, for each worker
+  kSums = 4,    // of one product with a row of a table, side by side
+};
+
+typedef struct {
+  const char *values;  // [in, out], or [out, in]
+  float *y;            // [rows, out]
+  int64_t out;
+  int64_t first;  // of its sums among those of a share
+} FloatMatrix;
+
+typedef struct {
+  const float *x;  // [rows, in]
+  int64_t rows, in;
+  const FloatMatrix *matrices;
+  float *sums;     // [shares, total]: for each matrix [rows, out]
+  int64_t shares, total;
+} FloatProduct;
+
+typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+#define INLINE static inline __attribute__((always_inline))
+// Of how vectors are handed over between functions: these are never called.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+// Numbers of a matrix, float32 or bfloat16, which is the upper half of a float32.
+
+INLINE Lanes lanes_at(const char *values, int64_t i, bool is_half) {
+  if (!is_half) return *(const Lanes *)(values + i * sizeof(float));
+  Halves halves = *(const Halves *)(values + i * sizeof(uint16_t));
+  return (Lanes)(__builtin_convertvector(halves, Words) << 16);
+}
+
+INLINE float number_at(const char *values, int64_t i, bool is_half) {
+  float number;
+  if (!is_half) {
+    memcpy(&number, values + i * sizeof(float), sizeof(float));
+    return number;
+  }
+  uint16_t half;
+  memcpy(&half, values + i * sizeof(uint16_t), sizeof(half));
+  uint32_t bits = (uint32_t)half << 16;
+  memcpy(&number, &bits, sizeof(float));
+  return number;
+}
+
+// Adds to y what depth rows of a matrix [in, out] give, from i.
+INLINE void add_rows(const FloatProduct *p, const FloatMatrix *m, int64_t i, int64_t depth,
+                     float *y, bool is_half) {
+  int64_t size = is_half ? sizeof(uint16_t) : sizeof(float), j = 0;
+  for (; j + kLanes <= m->out && depth == kDepth; j += kLanes) {
+    Lanes w[kDepth];
+    for (int d = 0; d < kDepth; ++d) {
+      int64_t at = (i + d) * m->out + j;
+      w[d] = lanes_at(m->values, at, is_half);
+      __builtin_prefetch(m->values + (at + kDepth * m->out) * size, 0, 0);
+    }
+    for (int64_t r = 0; r < p->rows; ++r) {
+      Lanes *here = (Lanes *)(y + r * m->out + j), sum = *here;
+      const float *x = p->x + r * p->in + i;
+      for (int d = 0; d < kDepth; ++d) sum += x[d] * w[d];
+      *here = sum;
+    }
+  }
+  for (; j < m->out; ++j)
+    for (int64_t r = 0; r < p->rows; ++r)
+      for (int64_t d = i; d < i + depth; ++d)
+        y[r * m->out + j] +=
+            p->x[r * p->in + d] * number_at(m->values, d * m->out + j, is_half);
+}
+
+// A part is a share of a matrix's rows, so that each worker reads memory in one line;
+// it has sums of its own, which are added up in the end, always in the same order.
+INLINE void multiply_rows(const FloatProduct *p, int64_t part, bool is_half) {
+  const FloatMatrix *m = p->matrices + part / p->shares;
+  int64_t share = part % p->shares, blocks = (p->in + kDepth - 1) / kDepth;
+  int64_t begin = blocks * share / p->shares * kDepth;
+  int64_t end = smaller(p->in, blocks * (share + 1) / p->shares * kDepth);
+  float *y = p->sums + share * p->total + m->first;
+  memset(y, 0, p->rows * m->out * sizeof(float));
+  for (int64_t i = begin; i < end; i += kDepth)
+    add_rows(p, m, i, smaller(kDepth, end - i), y, is_half);
+}
+
+static void multiply_float_rows(const void *job, int64_t part, int64_t worker) {
+  (void)worker;
+  multiply_rows(job, part, false);
+}
+
+static void multiply_half_rows(const void *job, int64_t part, int64_t worker) {
+  (void)worker;
+  multiply_rows(job, part, true);
+}
+
+static void add_shares(const FloatProduct *p, const FloatMatrix *m) {
+  int64_t count = p->rows * m->out;
+  memcpy(m->y, p->sums + m->first, count * sizeof(float));
+  for (int64_t share = 1; share < p->shares; ++share) {
+    const float *restrict sums = p->sums + share * p->total + m->first;
+    float *restrict y = m->y;
+    for (int64_t j = 0; j < count; ++j) y[j] += sums[j];
+  }
+}
+
+static bool is_half(const XLA_FFI_Buffer *matrix) {
+  return matrix->dtype == XLA_FFI_DataType_BF16;
+}
+
+// x f32 [rows, in]; then matrices [in, out], all of them f32 or all bf16. Returns, for
+// each, f32 [rows, out].
+XLA_FFI_Error *haiku_mqa_float_dots(XLA_FFI_CallFrame *call) {
+  if (answered_metadata(call)) return NULL;
+  const XLA_FFI_Buffer *x = argument(call, 0);
+  int64_t count = call->rets.size, workers = count_workers(call), total = 0;
+  FloatMatrix matrices[count];
+  for (int64_t i = 0; i < count; ++i) {
+    const XLA_FFI_Buffer *values = argument(call, 1 + i);
+    matrices[i] = (FloatMatrix){.values = values->data,
+                                .y = result(call, i)->data,
+                                .out = values->dims[1],
+                                .first = total};
+    total += aligned_size(x->dims[0] * values->dims[1] * sizeof(float)) / sizeof(float);
+  }
+  FloatProduct p = {.x = x->data,
+                    .rows = x->dims[0],
+                    .in = x->dims[1],
+                    .matrices = matrices,
+                    .shares = workers == 1 ? 1 : kShares * workers,
+                    .total = total};
+  p.sums = aligned_alloc(kLine, p.shares * total * sizeof(float));
+  if (p.sums == NULL) return failed(call, "no memory for the sums of products");
+  Part *run = is_half(argument(call, 1)) ? multiply_half_rows : multiply_float_rows;
+  run_parts(call, workers, count * p.shares, run, &p);
+  for (int64_t i = 0; i < count; ++i) add_shares(&p, &matrices[i]);
+  free(p.sums);
+  return NULL;
+}
+
+// Returns the product of a row of x with one of a table.
+static float dot_halves(const float *x, const char *halves, int64_t size) {
+  enum { kStep = kSums * kLanes };
+  Lanes sums[kSums] = {0};
+  int64_t i = 0;
+  for (; i + kStep <= size; i += kStep)
+    for (int s = 0; s < kSums; ++s)
+      sums[s] += *(const Lanes *)(x + i + s * kLanes) *
+                 lanes_at(halves, i + s * kLanes, true);
+  float sum = 0.0f;
+  for (int l = 0; l < kLanes; ++l)
+    for (int s = 0; s < kSums; ++s) sum += sums[s][l];
+  for (; i < size; ++i) sum += x[i] * number_at(halves, i, true);
+  return sum;
+}
+
+static void multiply_table(const void *job, int64_t part, int64_t worker) {
+  (void)worker;
+  const FloatProduct *p = job;
+  const FloatMatrix *m = p->matrices;
+  int64_t begin = part * kMatrixRows, end = smaller(m->out, begin + kMatrixRows);
+  for (int64_t out = begin; out < end; ++out)
+    for (int64_t r = 0; r < p->rows; ++r)
+      m->y[r * m->out + out] = dot_halves(
+          p->x + r * p->in, m->values + out * p->in * sizeof(uint16_t), p->in);
+}
+
+// x f32 [rows, in], table bf16 [out, in]. Returns f32 [rows, out].
+XLA_FFI_Error *haiku_mqa_table_dot(XLA_FFI_CallFrame *call) {
+  if (answered_metadata(call)) return NULL;
+  const XLA_FFI_Buffer *x = argument(call, 0), *table = argument(call, 1);
+  FloatMatrix matrix = {
+      .values = table->data, .y = result(call, 0)->data, .out = table->dims[0]};
+  FloatProduct p = {
+      .x = x->data, .rows = x->dims[0], .in = x->dims[1], .matrices = &matrix};
+  int64_t parts = (matrix.out + kMatrixRows - 1) / kMatrixRows;
+  run_parts(call, count_workers(call), parts, multiply_table, &p);
+  return NULL;
+}
+
 // --- Attention -------------------------------------------------------------------------
 
 enum {
   kKeys = 64,    // of a block of keys that is turned, so that keys lie side by side
   kValues = 64,  // numbers of values that are summed together
   kFew = 8,      // queries of a key/value head, below which turning keys costs more
+  kMost = 16,    // queries of a key/value head, up to which its keys are shared out
+  kLeast = 4,    // blocks of keys that are worth a part of their own
 };
-
-// A vector of the widest kind; the compiler makes several narrower ones of it where
-// there is none, and assumes nothing of where it lies.
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-enum { kLanes = sizeof(Lanes) / sizeof(float) };
 
 typedef struct {
   const float *query;  // [B, T, N, H]
@@ -350,9 +535,11 @@ typedef struct {
   float *output;       // [B, T, N, V]
   float *turned;       // [B, K, blocks, H, kKeys]; NULL where queries are few
   float *weights;      // [workers, kTile, blocks * kKeys]
+  float *running;      // [B, K, shares, T * G, V + kState], see attend_share
   int64_t kv_heads, group, queries, length, size, value_size;
   int64_t blocks;  // of keys
   int64_t tiles;   // of a key/value head's queries: T * G of them, kTile each
+  int64_t shares;  // of a key/value head's keys
   float scale;
 } Attention;
 
@@ -374,17 +561,49 @@ static inline float exponential(float x) {
   return sum * scale;
 }
 
+// Turns a square of kLanes by kLanes numbers, by pairs of rows that trade lanes.
+#define TRADE(width)                                                                \
+  for (int i = 0; i < kLanes; ++i)                                                  \
+    if ((i & width) == 0) {                                                         \
+      Lanes a = rows[i], b = rows[i + width];                                       \
+      rows[i] = __builtin_shufflevector(a, b, PICK(width, 0));                      \
+      rows[i + width] = __builtin_shufflevector(a, b, PICK(width, 1));              \
+    }
+#define PICK(width, odd)                                                            \
+  LANE(0, width, odd), LANE(1, width, odd), LANE(2, width, odd),                    \
+      LANE(3, width, odd), LANE(4, width, odd), LANE(5, width, odd),                \
+      LANE(6, width, odd), LANE(7, width, odd), LANE(8, width, odd),                \
+      LANE(9, width, odd), LANE(10, width, odd), LANE(11, width, odd),              \
+      LANE(12, width, odd), LANE(13, width, odd), LANE(14, width, odd),             \
+      LANE(15, width, odd)
+#define LANE(l, width, odd)                                                         \
+  ((l & width) ? kLanes + (odd ? l : l - width) : (odd ? l + width : l))
+
+static inline void turn_square(const float *key, int64_t size, float *turned) {
+  Lanes rows[kLanes];
+  for (int i = 0; i < kLanes; ++i) rows[i] = *(const Lanes *)(key + i * size);
+  TRADE(8) TRADE(4) TRADE(2) TRADE(1)
+  for (int i = 0; i < kLanes; ++i) *(Lanes *)(turned + i * kKeys) = rows[i];
+}
+
+// Turns [count, size] of keys into [size, kKeys], with zeros for those that lack.
+static void turn_keys(const float *key, int64_t count, int64_t size, float *turned) {
+  int64_t whole = count == kKeys ? size / kLanes * kLanes : 0;
+  for (int64_t h = 0; h < whole; h += kLanes)
+    for (int64_t s = 0; s < kKeys; s += kLanes)
+      turn_square(key + s * size + h, size, turned + h * kKeys + s);
+  for (int64_t h = whole; h < size; ++h) {
+    for (int64_t s = 0; s < count; ++s) turned[h * kKeys + s] = key[s * size + h];
+    for (int64_t s = count; s < kKeys; ++s) turned[h * kKeys + s] = 0.0f;
+  }
+}
+
 static void turn_block(const void *job, int64_t part, int64_t worker) {
   (void)worker;
   const Attention *a = job;
   int64_t pair = part / a->blocks, first = part % a->blocks * kKeys;
-  int64_t count = smaller(kKeys, a->length - first);
-  const float *key = a->key + (pair * a->length + first) * a->size;
-  float *turned = a->turned + part * a->size * kKeys;
-  for (int64_t h = 0; h < a->size; ++h) {
-    for (int64_t s = 0; s < count; ++s) turned[h * kKeys + s] = key[s * a->size + h];
-    for (int64_t s = count; s < kKeys; ++s) turned[h * kKeys + s] = 0.0f;
-  }
+  turn_keys(a->key + (pair * a->length + first) * a->size,
+            smaller(kKeys, a->length - first), a->size, a->turned + part * a->size * kKeys);
 }
 
 // Writes the products of kTile queries with a block of turned keys.
@@ -401,9 +620,9 @@ static void score_block(const float *const *queries, const float *turned, int64_
   for (int r = 0; r < kTile; ++r) memcpy(weights + r * stride, sums[r], sizeof(sums[r]));
 }
 
-static void score_keys(const float *query, const float *key, int64_t size, int64_t first,
-                       int64_t last, float *weights) {
-  for (int64_t s = first; s < last; ++s) {
+static void score_keys(const float *query, const float *key, int64_t size, int64_t count,
+                       float *weights) {
+  for (int64_t s = 0; s < count; ++s) {
     float sum = 0.0f;
     for (int64_t h = 0; h < size; ++h) sum += query[h] * key[s * size + h];
     weights[s] = sum;
@@ -441,11 +660,12 @@ static void normalize(float *restrict weights, const uint8_t *restrict mask, int
   for (int64_t s = first; s < last; ++s) weights[s] *= inverse;
 }
 
-// Writes what kTile queries make of kValues numbers of the values.
+// Adds what kTile queries make of kValues numbers of the values.
 static void sum_values(const float *weights, int64_t stride, const float *value,
                        int64_t value_size, int64_t first, int64_t last,
                        float *const *outputs, int64_t rows) {
-  Lanes sums[kTile][kValues / kLanes] = {0};
+  Lanes sums[kTile][kValues / kLanes];
+  for (int64_t r = 0; r < kTile; ++r) memcpy(sums[r], outputs[r], sizeof(sums[r]));
   for (int64_t s = first; s < last; ++s) {
     Lanes values[kValues / kLanes];
     for (int c = 0; c < kValues / kLanes; ++c)
@@ -455,6 +675,25 @@ static void sum_values(const float *weights, int64_t stride, const float *value,
         sums[r][c] += weights[r * stride + s] * values[c];
   }
   for (int64_t r = 0; r < rows; ++r) memcpy(outputs[r], sums[r], sizeof(sums[r]));
+}
+
+// Adds what up to kTile queries make of a run of values.
+static void add_values(const float *weights, int64_t stride, const float *value,
+                       int64_t value_size, int64_t first, int64_t last,
+                       float *const *outputs, int64_t rows) {
+  int64_t v = 0;
+  for (; v + kValues <= value_size; v += kValues) {
+    float *here[kTile];
+    for (int64_t r = 0; r < kTile; ++r) here[r] = outputs[r] + v;
+    sum_values(weights, stride, value + v, value_size, first, last, here, rows);
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t rest = v; rest < value_size; ++rest) {
+      float sum = 0.0f;
+      for (int64_t s = first; s < last; ++s)
+        sum += weights[r * stride + s] * value[s * value_size + rest];
+      outputs[r][rest] += sum;
+    }
 }
 
 // Finds where the keys that a query sees begin and end, eight at a time.
@@ -474,12 +713,22 @@ static void find_seen(const uint8_t *mask, int64_t length, int64_t *begin, int64
   *begin = first, *end = last;
 }
 
+// The query at one of a key/value head's T * G places: its vector and its mask's row.
+static int64_t query_at(const Attention *a, int64_t pair, int64_t i) {
+  int64_t batch = pair / a->kv_heads, head = pair % a->kv_heads * a->group + i % a->group;
+  return (batch * a->queries + i / a->group) * a->kv_heads * a->group + head;
+}
+
+static const uint8_t *mask_at(const Attention *a, int64_t pair, int64_t i) {
+  return a->mask + (pair / a->kv_heads * a->queries + i / a->group) * a->length;
+}
+
 static void attend_tile(const void *job, int64_t part, int64_t worker) {
   const Attention *a = job;
   int64_t pair = part / a->tiles;  // of a row of the batch and a key/value head
   int64_t row = part % a->tiles * kTile;
   int64_t rows = smaller(kTile, a->queries * a->group - row);
-  int64_t batch = pair / a->kv_heads, stride = a->blocks * kKeys;
+  int64_t stride = a->blocks * kKeys;
   float *weights = a->weights + worker * kTile * stride;
   const float *queries[kTile];
   const uint8_t *masks[kTile];
@@ -487,42 +736,154 @@ static void attend_tile(const void *job, int64_t part, int64_t worker) {
   int64_t first = a->length, last = 0;  // of the keys that any of them sees
   for (int64_t r = 0; r < kTile; ++r) {
     int64_t i = row + smaller(r, rows - 1);  // the last one again, for what is missing
-    int64_t t = i / a->group, head = pair % a->kv_heads * a->group + i % a->group;
-    int64_t n = (batch * a->queries + t) * a->kv_heads * a->group + head;
-    queries[r] = a->query + n * a->size;
-    outputs[r] = a->output + n * a->value_size;
-    masks[r] = a->mask + (batch * a->queries + t) * a->length;
+    queries[r] = a->query + query_at(a, pair, i) * a->size;
+    outputs[r] = a->output + query_at(a, pair, i) * a->value_size;
+    masks[r] = mask_at(a, pair, i);
     int64_t begin, end;
     find_seen(masks[r], a->length, &begin, &end);
     first = begin < end ? smaller(first, begin) : first;
     last = end > last ? end : last;
   }
   first = smaller(first, last);
-  const float *key = a->key + pair * a->length * a->size;
-  if (a->turned != NULL) {
-    const float *turned = a->turned + pair * a->blocks * a->size * kKeys;
-    for (int64_t b = first / kKeys; b * kKeys < last; ++b)
-      score_block(queries, turned + b * a->size * kKeys, a->size, weights + b * kKeys,
-                  stride);
-  } else {
-    for (int64_t r = 0; r < rows; ++r)
-      score_keys(queries[r], key, a->size, first, last, weights + r * stride);
-  }
+  const float *turned = a->turned + pair * a->blocks * a->size * kKeys;
+  for (int64_t b = first / kKeys; b * kKeys < last; ++b)
+    score_block(queries, turned + b * a->size * kKeys, a->size, weights + b * kKeys,
+                stride);
   for (int64_t r = 0; r < rows; ++r)
     normalize(weights + r * stride, masks[r], first, last, a->scale);
-  const float *value = a->value + pair * a->length * a->value_size;
-  int64_t v = 0;
-  for (; v + kValues <= a->value_size; v += kValues) {
-    sum_values(weights, stride, value + v, a->value_size, first, last, outputs, rows);
-    for (int64_t r = 0; r < kTile; ++r) outputs[r] += kValues;
-  }
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t rest = 0; v + rest < a->value_size; ++rest) {
-      float sum = 0.0f;
-      for (int64_t s = first; s < last; ++s)
-        sum += weights[r * stride + s] * value[s * a->value_size + v + rest];
-      outputs[r][rest] = sum;
+    memset(outputs[r], 0, a->value_size * sizeof(float));
+  add_values(weights, stride, a->value + pair * a->length * a->value_size, a->value_size,
+             first, last, outputs, rows);
+}
+
+// --- Attention of few queries ----------------------------------------------------------
+
+// Where a key/value head has few queries, its keys are shared out instead, so that all
+// workers read them (Dao et al. 2023, Flash-Decoding). A share goes through its keys a
+// block at a time, and scales what it has by each new largest logit (Milakov and
+// Gimelshein 2018). Of each query it leaves: the sum of the values, weighted; the
+// largest logit; the sum of the weights.
+enum { kState = 2 };
+
+// Makes a block's logits into weights, beside the largest logit so far.
+static void weigh(float *restrict weights, const uint8_t *restrict mask, int64_t count,
+                  float scale, float *restrict sums, int64_t value_size) {
+  float *state = sums + value_size;
+  for (int64_t s = 0; s < count; ++s)
+    weights[s] = mask[s] ? weights[s] * scale : -INFINITY;
+  float before = state[0], largest = greatest(weights, count);
+  largest = largest > before ? largest : before;
+  // Of logits that all are minus infinity, none is to be told from another yet.
+  float origin = largest == -INFINITY ? 0.0f : largest, total = 0.0f;
+  for (int64_t s = 0; s < count; ++s) {
+    float weight = exponential(weights[s] - origin);
+    weights[s] = mask[s] ? weight : 0.0f;
+    total += weights[s];
+  }
+  if (largest != before) {
+    float factor = exponential(before - origin);
+    for (int64_t v = 0; v < value_size; ++v) sums[v] *= factor;
+    state[1] *= factor;
+  }
+  state[0] = largest;
+  state[1] += total;
+}
+
+// Where the keys begin and end that any query of a row of the batch sees.
+static void find_all_seen(const Attention *a, int64_t pair, int64_t *first, int64_t *last) {
+  *first = a->length, *last = 0;
+  for (int64_t t = 0; t < a->queries; ++t) {
+    int64_t begin, end;
+    find_seen(mask_at(a, pair, t * a->group), a->length, &begin, &end);
+    if (begin == end) continue;
+    *first = smaller(*first, begin);
+    *last = end > *last ? end : *last;
+  }
+  *first = smaller(*first, *last);
+}
+
+static void attend_share(const void *job, int64_t part, int64_t worker) {
+  const Attention *a = job;
+  int64_t pair = part / a->shares, share = part % a->shares;
+  int64_t rows = a->queries * a->group, stride = a->value_size + kState;
+  float *running = a->running + part * rows * stride;
+  float *turned = a->turned + worker * a->size * kKeys;
+  float weights[kMost * kKeys] __attribute__((aligned(64)));
+  const float *queries[kMost];
+  float *outputs[kMost];
+  for (int64_t r = 0; r < kMost; ++r) {
+    int64_t i = smaller(r, rows - 1);  // the last one again, for what is missing
+    queries[r] = a->query + query_at(a, pair, i) * a->size;
+    outputs[r] = running + i * stride;
+  }
+  memset(running, 0, rows * stride * sizeof(float));
+  for (int64_t r = 0; r < rows; ++r) outputs[r][a->value_size] = -INFINITY;
+  int64_t first, last;
+  find_all_seen(a, pair, &first, &last);
+  int64_t blocks = (last - first + kKeys - 1) / kKeys;
+  int64_t end = blocks * (share + 1) / a->shares;
+  for (int64_t b = blocks * share / a->shares; b < end; ++b) {
+    int64_t s = first + b * kKeys, count = smaller(kKeys, last - s);
+    const float *key = a->key + (pair * a->length + s) * a->size;
+    const float *value = a->value + (pair * a->length + s) * a->value_size;
+    if (rows < kFew) {
+      for (int64_t r = 0; r < rows; ++r)
+        score_keys(queries[r], key, a->size, count, weights + r * kKeys);
+    } else {
+      turn_keys(key, count, a->size, turned);
+      for (int64_t r = 0; r < rows; r += kTile)
+        score_block(queries + r, turned, a->size, weights + r * kKeys, kKeys);
     }
+    for (int64_t r = 0; r < rows; ++r)
+      weigh(weights + r * kKeys, mask_at(a, pair, r) + s, count, a->scale, outputs[r],
+            a->value_size);
+    for (int64_t r = 0; r < rows; r += kTile)
+      add_values(weights + r * kKeys, kKeys, value, a->value_size, 0, count, outputs + r,
+                 smaller(kTile, rows - r));
+  }
+}
+
+// Puts together what the shares of a query's keys left.
+static void join_shares(const Attention *a, int64_t pair, int64_t i) {
+  int64_t rows = a->queries * a->group, size = a->value_size, stride = size + kState;
+  const float *first = a->running + (pair * a->shares * rows + i) * stride;
+  float *output = a->output + query_at(a, pair, i) * size;
+  float largest = -INFINITY, total = 0.0f;
+  for (int64_t share = 0; share < a->shares; ++share) {
+    const float *state = first + share * rows * stride + size;
+    largest = state[0] > largest ? state[0] : largest;
+  }
+  memset(output, 0, size * sizeof(float));
+  for (int64_t share = 0; share < a->shares; ++share) {
+    const float *sums = first + share * rows * stride;
+    if (sums[size + 1] == 0.0f) continue;  // it saw nothing
+    // Where all logits are minus infinity, or one is infinite, NaN, as it is elsewhere.
+    float factor = exponential(sums[size] - largest);
+    for (int64_t v = 0; v < size; ++v) output[v] += factor * sums[v];
+    total += factor * sums[size + 1];
+  }
+  float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+  for (int64_t v = 0; v < size; ++v) output[v] *= inverse;
+}
+
+static XLA_FFI_Error *attend_few(const XLA_FFI_CallFrame *call, Attention *a, int64_t pairs,
+                                 int64_t workers) {
+  int64_t rows = a->queries * a->group;
+  int64_t wanted = workers == 1 ? 1 : (2 * workers + pairs - 1) / pairs;
+  int64_t worth = a->blocks / kLeast;
+  a->shares = worth < 1 ? 1 : smaller(wanted, worth);
+  size_t turned = aligned_size(workers * a->size * kKeys * sizeof(float));
+  size_t running = pairs * a->shares * rows * (a->value_size + kState) * sizeof(float);
+  char *scratch = aligned_alloc(kLine, turned + aligned_size(running));
+  if (scratch == NULL) return failed(call, "no memory for the weights of attention");
+  a->turned = (float *)scratch;
+  a->running = (float *)(scratch + turned);
+  run_parts(call, workers, pairs * a->shares, attend_share, a);
+  for (int64_t pair = 0; pair < pairs; ++pair)
+    for (int64_t i = 0; i < rows; ++i) join_shares(a, pair, i);
+  free(scratch);
+  return NULL;
 }
 
 // query f32 [B, T, N, H], key f32 [B, K, S, H], value f32 [B, K, S, V], mask pred
@@ -547,19 +908,16 @@ XLA_FFI_Error *haiku_mqa_attend(XLA_FFI_CallFrame *call) {
       .value_size = value->dims[3],
       .blocks = (key->dims[2] + kKeys - 1) / kKeys,
   };
-  a.tiles = (a.queries * a.group + kTile - 1) / kTile;
-  size_t turned = a.queries * a.group < kFew
-                      ? 0
-                      : pairs * a.blocks * a.size * kKeys * sizeof(float);
   int64_t workers = count_workers(call);
+  if (a.queries * a.group <= kMost) return attend_few(call, &a, pairs, workers);
+  a.tiles = (a.queries * a.group + kTile - 1) / kTile;
+  size_t turned = pairs * a.blocks * a.size * kKeys * sizeof(float);
   size_t weights = workers * kTile * a.blocks * kKeys * sizeof(float);
   char *scratch = aligned_alloc(kLine, aligned_size(turned) + aligned_size(weights));
   if (scratch == NULL) return failed(call, "no memory for the weights of attention");
   a.weights = (float *)(scratch + aligned_size(turned));
-  if (turned > 0) {
-    a.turned = (float *)scratch;
-    run_parts(call, workers, pairs * a.blocks, turn_block, &a);
-  }
+  a.turned = (float *)scratch;
+  run_parts(call, workers, pairs * a.blocks, turn_block, &a);
   run_parts(call, workers, pairs * a.tiles, attend_tile, &a);
   free(scratch);
   return NULL;

@@ -16,7 +16,12 @@ import jax
 from haiku_mqa._files import cache_folder
 
 SOURCE = Path(__file__).with_name("cpu.c")
-TARGETS = ("haiku_mqa_int8_dots", "haiku_mqa_attend")
+TARGETS = (
+    "haiku_mqa_int8_dots",
+    "haiku_mqa_float_dots",
+    "haiku_mqa_table_dot",
+    "haiku_mqa_attend",
+)
 _SWITCH = "HAIKU_MQA_KERNELS"
 
 

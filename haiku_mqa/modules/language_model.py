@@ -15,8 +15,8 @@ from haiku_mqa.modules.context import make_context
 from haiku_mqa.modules.decoder import TransformerDecoder
 from haiku_mqa.modules.dropout import maybe_dropout
 from haiku_mqa.modules.embed import Embed
-from haiku_mqa.ops.numerics import wide_einsum
-from haiku_mqa.ops.quantized import QuantizedMatrix, quantized_dot
+from haiku_mqa.ops.products import wide_dot, wide_table_dot
+from haiku_mqa.ops.quantized import QuantizedMatrix
 
 
 class DecoderOutput(NamedTuple):
@@ -140,15 +140,12 @@ class DecoderLM(hk.Module):
     @hk.transparent
     def _logits(self, x: jax.Array, embed: Embed) -> jax.Array:
         config = self.config
+        rows = x.reshape(-1, config.d_model)
         if config.tie_embeddings:
-            matrix, product = embed.table, "btd,vd->btv"
+            logits = wide_table_dot(rows, embed.table)
         else:
-            matrix, product = Unembed(config, name="unembed")(), "btd,dv->btv"
-        if isinstance(matrix, QuantizedMatrix):
-            rows = quantized_dot(x.reshape(-1, config.d_model), matrix)
-            logits = rows.reshape(*x.shape[:2], config.vocab_size)
-        else:
-            logits = wide_einsum(product, x, matrix.astype(x.dtype))
+            logits = wide_dot(rows, Unembed(config, name="unembed")())
+        logits = logits.reshape(*x.shape[:2], config.vocab_size)
         if config.final_logit_softcap is not None:
             cap = config.final_logit_softcap
             logits = cap * jnp.tanh(logits / cap)

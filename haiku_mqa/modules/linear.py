@@ -8,7 +8,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haiku_mqa.ops.quantized import QuantizedMatrix, dots
+from haiku_mqa.ops.products import dots
+from haiku_mqa.ops.quantized import QuantizedMatrix
 
 
 class Linear(hk.Module):

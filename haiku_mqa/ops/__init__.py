@@ -2,14 +2,14 @@
 
 from haiku_mqa.ops.attention import alibi_slopes, multi_query_attention
 from haiku_mqa.ops.masks import causal_mask
+from haiku_mqa.ops.products import dot, dots, wide_dot, wide_table_dot
 from haiku_mqa.ops.quantized import (
     QuantizedMatrix,
     dequantize,
-    dot,
-    dots,
     kept_quantized,
     quantize,
     quantized_dot,
+    quantized_dots,
 )
 from haiku_mqa.ops.rotary import apply_rotary, rotary_frequencies
 
@@ -25,5 +25,8 @@ __all__ = [
     "multi_query_attention",
     "quantize",
     "quantized_dot",
+    "quantized_dots",
     "rotary_frequencies",
+    "wide_dot",
+    "wide_table_dot",
 ]

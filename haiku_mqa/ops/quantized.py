@@ -95,46 +95,26 @@ def dequantize(matrix: QuantizedMatrix) -> jax.Array:
     return wide if matrix.axis == 0 else wide.T
 
 
-def dot(x: jax.Array, matrix: jax.Array | QuantizedMatrix) -> jax.Array:
-    """Returns ``x @ matrix`` in x's dtype, whatever the matrix is stored in.
-
-    Args:
-      x: ``[rows, in]``.
-      matrix: ``[in, out]``.
-
-    Returns:
-      ``[rows, out]``.
-
-    Example:
-      >>> x = jnp.array([[1.0, 2.0]])
-      >>> dot(x, jnp.eye(2)).tolist(), dot(x, quantize(jnp.eye(2), axis=1)).tolist()
-      ([[1.0, 2.0]], [[1.0, 2.0]])
-    """
-    if isinstance(matrix, QuantizedMatrix):
-        return quantized_dot(x, matrix).astype(x.dtype)
-    return jnp.dot(x, matrix.astype(x.dtype))
-
-
-def dots(
-    x: jax.Array, matrices: Sequence[jax.Array | QuantizedMatrix]
+def quantized_dots(
+    x: jax.Array, matrices: Sequence[QuantizedMatrix]
 ) -> list[jax.Array]:
-    """Returns ``x @ matrix`` for several matrices, which are read in one pass.
+    """Returns ``quantized_dot`` for several matrices, which are read in one pass.
 
     Args:
       x: ``[rows, in]``.
-      matrices: Each ``[in, out]``, with an out of its own.
+      matrices: Each with an out of its own.
 
     Returns:
-      For each, ``[rows, out]`` in x's dtype.
+      For each, ``[rows, out]``, float32, or float64 where x is.
 
     Example:
-      >>> [y.tolist() for y in dots(jnp.ones((1, 2)), [jnp.eye(2), jnp.ones((2, 1))])]
-      [[[1.0, 1.0]], [[2.0]]]
+      >>> x, eye = jnp.ones((1, 2)), quantize(jnp.eye(2), axis=1)
+      >>> [y.tolist() for y in quantized_dots(x, [eye, eye])]
+      [[[1.0, 1.0]], [[1.0, 1.0]]]
     """
-    quantized = [m for m in matrices if isinstance(m, QuantizedMatrix)]
-    if len(quantized) == len(matrices) and _kernel_fits(x):
-        return [y.astype(x.dtype) for y in _kernel_dots(x, quantized)]
-    return [dot(x, matrix) for matrix in matrices]
+    if _kernel_fits(x):
+        return _kernel_dots(x, matrices)
+    return [quantized_dot(x, matrix) for matrix in matrices]
 
 
 def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:

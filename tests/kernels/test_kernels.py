@@ -12,25 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haiku_mqa import DecoderConfig, build, generate, kernels, quantize_params
-from haiku_mqa.ops import multi_query_attention, quantize, quantized_dot
-from haiku_mqa.ops.quantized import dots
+from haiku_mqa.ops import (
+    dot,
+    dots,
+    multi_query_attention,
+    quantize,
+    quantized_dot,
+    wide_dot,
+    wide_table_dot,
+)
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 HALVES = 1e-4  # 15 bits of x
 ROUNDING = 2e-6  # float32's own
 seeds = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Kernels of this machine, for this module alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HAIKU_MQA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HAIKU_MQA_KERNELS", "on")
-        kernels.build()
-        jax.clear_caches()  # what was traced without them
-        assert kernels.is_loaded()
-        yield
-        jax.clear_caches()
 
 
 def _drawn(seed, *shape):
@@ -104,9 +100,88 @@ def test_products_have_derivatives_and_can_be_mapped():
     np.testing.assert_array_equal(mapped[3], quantized_dot(rows[3], matrix))
 
 
+# --- Products with matrices of floating point -----------------------------------------
+
+floats = st.sampled_from(["float32", "bfloat16"])
+few = st.integers(1, 4)
+
+
+def _near(y, x, matrix):
+    """Whether y is the product, but for float32's rounding of its sums."""
+    x, matrix = np.asarray(x, "f8"), np.asarray(matrix.astype("f4"), "f8")
+    sizes = np.abs(x) @ np.abs(matrix)
+    return (np.abs(np.asarray(y, "f8") - x @ matrix) <= ROUNDING * sizes + 1e-30).all()
+
+
+@given(
+    seeds,
+    few,
+    floats,
+    st.sampled_from([1, 7, 64, 333]),
+    st.sampled_from([[1], [16, 49], [70, 1, 128]]),
+)
+def test_products_with_floats_are_exact_but_for_rounding(seed, rows, dtype, size, outs):
+    x = _drawn(seed, rows, size)
+    matrices = [_drawn(seed + i, size, o).astype(dtype) for i, o in enumerate(outs)]
+    assert kernels.float_dots_fit(x, matrices)
+    for y, matrix in zip(dots(x, matrices), matrices, strict=True):
+        assert y.dtype == jnp.float32
+        assert _near(y, x, matrix)
+
+
+@given(seeds, st.sampled_from([1, 63, 64, 200]), st.sampled_from([1, 31, 300]))
+def test_products_with_a_half_precision_table_are_exact(seed, size, length):
+    x = _drawn(seed, 1, size).astype(jnp.bfloat16)
+    table = _drawn(seed + 1, length, size).astype(jnp.bfloat16)
+    assert kernels.table_dot_fits(x, table)
+    logits = wide_table_dot(x, table)
+    assert logits.dtype == jnp.float32
+    assert _near(logits, x, table.T)
+
+
+def test_half_precision_parameters_of_half_precision_rows_give_half_precision():
+    x = _drawn(0, 2, 8).astype(jnp.bfloat16)
+    matrix = _drawn(1, 8, 3).astype(jnp.bfloat16)
+    assert dot(x, matrix).dtype == jnp.bfloat16
+    assert wide_dot(x, matrix).dtype == jnp.float32
+
+
+def test_kernels_leave_what_they_do_not_know_to_xla():
+    x, matrix = _drawn(0, 2, 8), _drawn(1, 8, 3)
+    assert not kernels.float_dots_fit(_drawn(0, 5, 8), [matrix])
+    assert not kernels.float_dots_fit(x.astype("float16"), [matrix])
+    assert not kernels.float_dots_fit(x, [matrix.astype("float16")])
+    assert not kernels.float_dots_fit(x, [matrix, matrix.astype("bfloat16")])
+    assert not kernels.table_dot_fits(x, matrix.T.astype("bfloat16"))
+    assert not kernels.table_dot_fits(x[:1], matrix.T)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_with_floats_have_derivatives_and_can_be_mapped(dtype):
+    matrix, rows = _drawn(0, 8, 3).astype(dtype), _drawn(1, 4, 2, 8)
+
+    def total(x, matrix):
+        return (dot(x, matrix) ** 2).sum()
+
+    for of in (0, 1):
+        fast = jax.grad(total, of)(rows[0], matrix)
+        plain = jax.grad(lambda x, w: ((x @ w.astype("f4")) ** 2).sum(), of)(
+            rows[0], matrix
+        )
+        assert fast.dtype == plain.dtype
+        np.testing.assert_allclose(
+            fast.astype("f4"), plain.astype("f4"), rtol=1e-2, atol=1e-5
+        )
+    mapped = jax.vmap(lambda x: dot(x, matrix))(rows)
+    np.testing.assert_array_equal(mapped[3], dot(rows[3], matrix))
+
+
 # --- Attention ------------------------------------------------------------------------
 
 _SHAPES = [  # B, T, N, K, S, H, v
+    (1, 1, 12, 1, 1500, 64, 64),
+    (1, 3, 5, 1, 700, 24, 68),
+    (2, 2, 4, 2, 300, 16, 16),
     (1, 1, 9, 3, 130, 64, 64),
     (2, 1, 8, 1, 70, 16, 20),
     (2, 7, 8, 1, 65, 20, 70),
@@ -138,6 +213,22 @@ def test_attention_of_huge_logits_stays_finite_and_of_nan_is_nan():
     value, mask = _drawn(0, 1, 16, 2, 8), jnp.ones((2, 16), bool)
     assert np.isfinite(multi_query_attention(query, key, value, mask)).all()
     spoilt = multi_query_attention(query.at[0, 1].set(jnp.nan), key, value, mask)
+    assert np.isfinite(spoilt[0, 0]).all()
+    assert np.isnan(spoilt[0, 1]).all()
+
+
+def test_keys_that_are_shared_out_keep_what_is_not_finite_to_its_query():
+    query = jnp.ones((1, 2, 4, 8))
+    key = jnp.ones((1, 900, 1, 8)).at[0, 700].set(-jnp.inf)
+    value, mask = (
+        _drawn(0, 1, 900, 1, 8),
+        jnp.ones((2, 900), bool).at[0, 700].set(False),
+    )
+    fast = multi_query_attention(query, key, value, mask)
+    wanted = np.delete(value[0, :, 0], 700, axis=0).mean(axis=0)
+    # What is masked, or has a logit of minus infinity, is as if it were not there.
+    np.testing.assert_allclose(fast, np.broadcast_to(wanted, fast.shape), atol=1e-5)
+    spoilt = multi_query_attention(query, -key, value, mask)
     assert np.isfinite(spoilt[0, 0]).all()
     assert np.isnan(spoilt[0, 1]).all()
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haiku_mqa.ops import quantized
-from haiku_mqa.ops.quantized import (
+from haiku_mqa.ops import (
     QuantizedMatrix,
     dequantize,
     dot,
     quantize,
+    quantized,
     quantized_dot,
 )
 
