@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,12 +14,17 @@ from haiku_mqa.cache import KVCache, LayerCache, RingCache
 from haiku_mqa.ops.masks import broadcast_mask, causal_mask
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("positions", "key_positions", "distance", "mask", "slots", "rings"),
+    meta_fields=("is_training", "return_attention"),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
     """What attention needs to know beside its inputs.
 
     Made once a call by ``make_context``; training, prefill and decode differ in
-    nothing else.
+    nothing else. It is a pytree, of which the last two are no leaves.
 
     Attributes:
       positions: int32 ``[B, T]``, where each query's token stands.
