@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haiku_mqa import DecoderConfig, TransformerDecoderBlock, build
+from haiku_mqa import DecoderConfig, DecoderLM, TransformerDecoderBlock, build
 
 SAME = 1e-5
 TOKENS = jnp.asarray([[3, 1, 4, 1, 5]])
@@ -50,7 +50,8 @@ def traced(monkeypatch):
 @contextlib.contextmanager
 def _intercepted(seen):
     def watch(call, args, kwargs, context):
-        seen.append(context.module.module_name)
+        if context.method_name == "__call__":
+            seen.append(context.module.module_name)
         return call(*args, **kwargs)
 
     with hk.intercept_methods(watch):
@@ -97,8 +98,12 @@ def test_without_a_cache_each_layer_is_traced_by_itself(traced):
 @pytest.mark.parametrize("watched", [_intercepted, _gotten])
 def test_who_watches_modules_sees_each_layer_by_its_own_name(watched):
     seen = []
-    with watched(seen):
-        logits, _ = jax.jit(lambda *args: _read_on(*args))(PARAMS, TOKENS)
+
+    def read_on(tokens):
+        with watched(seen):
+            return DecoderLM(CONFIG)(tokens, cache=MODEL.init_cache(1, 8)).logits
+
+    logits = jax.jit(hk.transform(read_on).apply)(PARAMS, None, TOKENS)
     for layer in range(CONFIG.num_layers):
         assert f"decoder_lm/decoder/layer_{layer}/attention/query" in seen
     np.testing.assert_allclose(logits, _read_on(PARAMS, TOKENS)[0], atol=SAME)
