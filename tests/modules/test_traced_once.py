@@ -105,7 +105,8 @@ def test_who_watches_modules_sees_each_layer_by_its_own_name(watched):
 
     logits = jax.jit(hk.transform(read_on).apply)(PARAMS, None, TOKENS)
     for layer in range(CONFIG.num_layers):
-        assert f"decoder_lm/decoder/layer_{layer}/attention/query" in seen
+        own = f"decoder_lm/decoder/layer_{layer}/attention"
+        assert any(name.startswith(own) for name in seen)
     np.testing.assert_allclose(logits, _read_on(PARAMS, TOKENS)[0], atol=SAME)
 
 
