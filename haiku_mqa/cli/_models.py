@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import warnings
 from typing import TYPE_CHECKING
 
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli._screen import say
 from haiku_mqa.config import DecoderConfig, DType
-from haiku_mqa.errors import FetchError, unknown_name
+from haiku_mqa.errors import unknown_name
 from haiku_mqa.zoo.discovery import discover, is_path
 
 if TYPE_CHECKING:
     from haiku_mqa.quantization import Quantization
     from haiku_mqa.zoo.loading import LoadedModel
-
-_LEAST_SECONDS = 0.02  # of compiling, for a program to be kept
-
-
-def prepare_jax() -> None:
-    """Has jax keep what it compiles, so that the second run starts at once.
-
-    Where the folder cannot be written, programs are compiled each time, without a
-    word.
-    """
-    # XLA's loader of kept programs reports on every one of them.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
-
-    from haiku_mqa._files import cache_folder
-
-    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
-    with contextlib.suppress(OSError, FetchError):
-        folder = cache_folder() / "compiled"
-        folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
 
 
 def prepare_training() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli._findings import Bench
-from haiku_mqa.cli._models import prepare_jax
 
 if TYPE_CHECKING:
     from haiku_mqa.bench.findings import Findings

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._losses import Tokens, measure, read_text_or_validation, tokens_of
-from haiku_mqa.cli._models import check_name, load_model, prepare_jax
+from haiku_mqa.cli._models import check_name, load_model
 from haiku_mqa.cli._screen import say, size, table
 
 if TYPE_CHECKING:

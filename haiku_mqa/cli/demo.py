@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from haiku_mqa.cli._models import prepare_jax
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli._options import add_seed, add_verb
 from haiku_mqa.cli._screen import table
 

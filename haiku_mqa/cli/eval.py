@@ -6,9 +6,10 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._losses import measure, read_text_or_validation, tokens_of
-from haiku_mqa.cli._models import check_name, load_model, prepare_jax
+from haiku_mqa.cli._models import check_name, load_model
 from haiku_mqa.cli._screen import say, table
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._failures import MissingExtra
-from haiku_mqa.cli._models import check_name, prepare_jax
+from haiku_mqa.cli._models import check_name
 
 if TYPE_CHECKING:
     from haiku_mqa.testing import LawResult, Report

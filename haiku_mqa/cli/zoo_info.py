@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli import _options
-from haiku_mqa.cli._models import check_name, prepare_jax
+from haiku_mqa.cli._models import check_name
 from haiku_mqa.cli._screen import size, table
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.zoo import ModelSpec, load
