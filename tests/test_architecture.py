@@ -63,6 +63,7 @@ BESIDE = {  # rooms that may look into one on their own floor
     ("cache_file", "model"),
     ("server", "streaming"),  # text goes out as it comes
     ("cli", "bench"),  # the verb runs the room of its name
+    ("cli", "hosts"),  # as a verb
 }
 
 ARRAYS = {room for room, floor in FLOORS.items() if floor >= 1}
@@ -79,12 +80,13 @@ THIRD_PARTY = {
     "gguf": {"pretrained"},
     "tokenizers": {"pretrained", "text"},
     "jinja2": {"pretrained"},
-    "tqdm": {"zoo", "training", "cli", "bench"},
+    "tqdm": {"zoo", "training", "hosts", "cli", "bench"},
     "matplotlib": {"cli"},
     "hypothesis": {"testing"},
     "starlette": {"server"},
     "uvicorn": {"cli"},
     "llm": {"hosts"},
+    "lm_eval": {"hosts", "cli"},  # a verb starts it
     "pydantic": {"hosts"},  # which comes with llm
 }
 

@@ -41,7 +41,7 @@ class Talk:
         prepare_jax()
         loaded = load_pretrained(source, dtype=dtype, quantize=quantize)
         if loaded.tokenizer is None:
-            raise ValueError(f"model {source!r} has no tokenizer, and reads no text")
+            raise ValueError(f"model {source!r} has no tokenizer: it reads no text")
         self.read = self.made = self.reused = 0
         self._source = source
         self._model, self._params = loaded.model, loaded.params

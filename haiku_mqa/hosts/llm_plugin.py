@@ -76,7 +76,8 @@ class HaikuModel(llm.Model):
 
     can_stream = True
 
-    class Options(llm.Options):
+    # As the host has it: a class of its own in each model.
+    class Options(llm.Options):  # pyright: ignore[reportIncompatibleVariableOverride]
         """What ``llm -o`` is told."""
 
         temperature: float | None = Field(
