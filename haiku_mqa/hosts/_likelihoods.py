@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +72,10 @@ class _Batch(NamedTuple):
       labels: int32 ``[B, M]``, those tokens; -1 where there is none.
     """
 
-    tokens: np.ndarray
-    mask: np.ndarray
-    places: np.ndarray
-    labels: np.ndarray
+    tokens: Any  # arrays of NumPy, and of jax where they are read
+    mask: Any
+    places: Any
+    labels: Any
 
 
 def _batch(

@@ -166,25 +166,25 @@ class HaikuLM(TemplateLM):
         """
         answers = [""] * len(requests)
         alike: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            alike.setdefault(repr(sorted(request.args[1].items())), []).append(i)
+        asked: list[Any] = [request.args for request in requests]
+        for i, (_, how) in enumerate(asked):
+            alike.setdefault(repr(sorted(how.items())), []).append(i)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generating") as bar:
             for group in alike.values():
-                how = requests[group[0]].args[1]
-                self._generate(requests, group, how, answers, bar)
+                self._generate(asked, group, answers, bar)
         return answers
 
     def _generate(
         self,
-        requests: Sequence[Instance],
+        asked: Sequence[Any],
         group: list[int],
-        how: dict[str, Any],
         answers: list[str],
         bar: Any,
     ) -> None:
+        how = asked[group[0]][1]
         sampling, until, new_tokens = self._manner(how)
         room = self.max_length - new_tokens
-        texts = {i: self.tok_encode(requests[i].args[0])[-room:] for i in group}
+        texts = {i: self.tok_encode(asked[i][0])[-room:] for i in group}
         order = sorted(group, key=lambda i: -len(texts[i]))
         for begin in range(0, len(order), self._rows):
             chosen = order[begin : begin + self._rows]
@@ -201,9 +201,7 @@ class HaikuLM(TemplateLM):
             )
             for i, tokens in zip(chosen, result.tokens, strict=True):
                 answers[i] = _before(self._tokenizer.decode(tokens), until)
-                self.cache_hook.add_partial(
-                    "generate_until", requests[i].args, answers[i]
-                )
+                self.cache_hook.add_partial("generate_until", asked[i], answers[i])
             bar.update(len(chosen))
 
     def _manner(self, how: dict[str, Any]) -> tuple[Sampling, tuple[str, ...], int]:
