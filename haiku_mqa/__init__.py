@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         transformer_decoder_block,
     )
     from haiku_mqa.ops import causal_mask, multi_query_attention
+    from haiku_mqa.pretrained import from_pretrained, save_pretrained
     from haiku_mqa.quantization import quantize_params
     from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
     from haiku_mqa.zoo.loading import LoadedModel, load_pretrained
@@ -61,6 +62,8 @@ _HOME = {
     "generate": "generation",
     "stream": "generation",
     "convert_heads": "heads",
+    "from_pretrained": "pretrained",
+    "save_pretrained": "pretrained",
     "quantize_params": "quantization",
     "LoadedModel": "zoo.loading",
     "load_pretrained": "zoo.loading",
@@ -91,12 +94,14 @@ __all__ = [
     "causal_mask",
     "convert_heads",
     "feed_forward",
+    "from_pretrained",
     "generate",
     "generation",
     "kernels",
     "load_pretrained",
     "multi_query_attention",
     "quantize_params",
+    "save_pretrained",
     "stream",
     "testing",
     "text",

@@ -95,3 +95,9 @@ def record_law(record_property):
 def record_kill(record_property):
     """Puts a killed mutant into the table printed at the end."""
     return lambda *kill: record_property(tables.KILL, tables.kill_row(*kill))
+
+
+@pytest.fixture
+def record_parity(record_property):
+    """Puts how far logits are from another library's into a table at the end."""
+    return lambda *row: record_property(tables.PARITY, tables.parity_row(*row))

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 LAW = "law"
 KILL = "kill"
+PARITY = "parity"
 
 
 def law_row(result):
@@ -17,6 +18,10 @@ def law_row(result):
 
 def kill_row(mutant, law, result):
     return [mutant, law, result.examples, result.worst_error]
+
+
+def parity_row(family, heads, about, error):
+    return [family, heads, about, error]
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -32,6 +37,9 @@ def pytest_terminal_summary(terminalreporter):
     if rows[KILL]:
         terminalreporter.section("mutants and their killers")
         _write_kills(terminalreporter, rows[KILL])
+    if rows[PARITY]:
+        terminalreporter.section("logits beside those of transformers")
+        _write_parity(terminalreporter, rows[PARITY])
 
 
 def _write_laws(terminal, rows):
@@ -59,3 +67,12 @@ def _write_kills(terminal, rows):
     for mutant, laws in killers.items():
         terminal.write_line(f"{mutant:<44}killed by {', '.join(laws)}")
     terminal.write_line(f"{len(killers)} mutants, none survived")
+
+
+def _write_parity(terminal, rows):
+    worst = defaultdict(float)
+    for *decoder, error in rows:
+        worst[tuple(decoder)] = max(worst[tuple(decoder)], error)
+    terminal.write_line(f"{'family':<14}{'heads':<14}{'worst error':>12}  decoder")
+    for (family, heads, about), error in sorted(worst.items()):
+        terminal.write_line(f"{family:<14}{heads:<14}{error:>12.1e}  {about}")

@@ -5,6 +5,13 @@ and what cannot be meant ends in an error that says where.
 """
 
 from haiku_mqa.pretrained.chat import render_chat
+from haiku_mqa.pretrained.families import Family, Tensor, family_named, family_names
+from haiku_mqa.pretrained.folder import (
+    config_from_folder,
+    from_pretrained,
+    is_pretrained_folder,
+    save_pretrained,
+)
 from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
 from haiku_mqa.pretrained.llama import config_from_gguf, params_from_gguf
 from haiku_mqa.pretrained.loading import Pretrained, read_pretrained
@@ -15,15 +22,23 @@ from haiku_mqa.pretrained.tokenizer import (
 )
 
 __all__ = [
+    "Family",
     "GGUFFile",
     "GGUFTensor",
     "Pretrained",
     "StreamDecoder",
+    "Tensor",
     "Tokenizer",
+    "config_from_folder",
     "config_from_gguf",
+    "family_named",
+    "family_names",
+    "from_pretrained",
+    "is_pretrained_folder",
     "params_from_gguf",
     "read_gguf",
     "read_pretrained",
     "render_chat",
+    "save_pretrained",
     "tokenizer_from_gguf",
 ]

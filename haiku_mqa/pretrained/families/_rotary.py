@@ -1,0 +1,119 @@
+"""Rotary positions in a ``config.json``: two ways to write them, four kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained.families._keys import Keys
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+)
+
+_KINDS = {name: name for name in ("default", "linear", "llama3", "yarn")}
+
+
+def read_rotary(
+    keys: Keys, max_length: int, *, theta: float = 10_000.0
+) -> dict[str, Any]:
+    """Returns the fields of a config that the keys about rotary positions mean.
+
+    Args:
+      keys: A file's; of old ``rope_theta`` and ``rope_scaling``, of late one mapping
+        ``rope_parameters``.
+      max_length: Of the decoder, in tokens.
+      theta: What the family takes where the file has no ``rope_theta``.
+
+    Returns:
+      ``rope_theta`` and ``rope_scaling``.
+
+    Raises:
+      ValueError: A kind of scaling or a key of it is not supported.
+      FormatError: A value cannot be.
+    """
+    theta = keys.number("rope_theta", theta)
+    if "rope_parameters" in keys and "rope_scaling" in keys:
+        raise ValueError(
+            "rope_parameters and rope_scaling say the same thing; one alone is allowed"
+        )
+    old, new = keys.inside("rope_scaling"), keys.inside("rope_parameters")
+    inside = new if old is None else old
+    if inside is None:
+        return {"rope_theta": theta, "rope_scaling": None}
+    theta = inside.number("rope_theta", theta)
+    scaling = _scaling(inside, max_length)
+    inside.finish()
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _scaling(keys: Keys, max_length: int) -> RopeScaling | None:
+    name = "rope_type" if "rope_type" in keys else "type"
+    kind = keys.choice(name, _KINDS, "default")
+    keys.only("type", *_KINDS)  # some files say it twice
+    if kind == "default":
+        return None
+    factor = keys.number("factor")
+    if kind == "linear":
+        return LinearScaling(factor=factor)
+    original = keys.count("original_max_position_embeddings", max_length)
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=factor,
+            low_freq_factor=keys.number("low_freq_factor"),
+            high_freq_factor=keys.number("high_freq_factor"),
+            original_max_length=original,
+        )
+    keys.only("truncate", True)
+    return YarnScaling(
+        factor=factor,
+        original_max_length=original,
+        beta_fast=keys.number("beta_fast", 32.0),
+        beta_slow=keys.number("beta_slow", 1.0),
+        attention_factor=(
+            keys.number("attention_factor") if "attention_factor" in keys else None
+        ),
+    )
+
+
+def write_rotary(config: DecoderConfig) -> dict[str, Any]:
+    """Returns the keys that mean a config's rotary positions.
+
+    Args:
+      config: Of the decoder.
+
+    Returns:
+      The keys of old, which every version of transformers reads.
+    """
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _scaling_keys(config.rope_scaling),
+    }
+
+
+def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    if isinstance(scaling, LinearScaling):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    original = {"original_max_position_embeddings": scaling.original_max_length}
+    if isinstance(scaling, Llama3Scaling):
+        return {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            **original,
+        }
+    keys: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": scaling.factor,
+        "beta_fast": scaling.beta_fast,
+        "beta_slow": scaling.beta_slow,
+        **original,
+    }
+    if scaling.attention_factor is not None:
+        keys["attention_factor"] = scaling.attention_factor
+    return keys

@@ -1,0 +1,349 @@
+"""Folders as Hugging Face's libraries write them: a config, weights, a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from haiku_mqa._arguments import whole_number
+from haiku_mqa._files import write_whole
+from haiku_mqa._keep import Keep, aligned_empty, on_device
+from haiku_mqa.checks import check_params
+from haiku_mqa.config import DecoderConfig, DType
+from haiku_mqa.errors import FormatError
+from haiku_mqa.model import Model, Params, build
+from haiku_mqa.pretrained._matching import matched
+from haiku_mqa.pretrained._tensor_files import (
+    INDEX,
+    Outline,
+    StoredTensor,
+    read_json,
+    shards,
+    stored_tensors,
+    write_tensors,
+)
+from haiku_mqa.pretrained.families import Family, Tensor, family_named
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+# Numbers that are copied at a time: few enough to stay in a core's cache.
+_BLOCK = 2**18
+
+
+def is_pretrained_folder(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is a folder whose config names a ``model_type``.
+
+    Args:
+      path: Any path.
+    """
+    try:
+        return "model_type" in read_json(Path(path) / CONFIG)
+    except (OSError, ValueError):
+        return False
+
+
+def config_from_folder(
+    folder: str | os.PathLike[str], *, dtype: DType = "float32"
+) -> DecoderConfig:
+    """Returns the config of a Hugging Face folder, without reading weights.
+
+    Args:
+      folder: Which holds a ``config.json``.
+      dtype: What the decoder computes in, and what its parameters become.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: The family, a key or its value is not supported; names it.
+      FormatError: The file is damaged, a key is missing, or its value cannot be.
+      OSError: It cannot be read.
+
+    Example:
+      >>> import json, pathlib, tempfile
+      >>> keys = {"model_type": "llama", "vocab_size": 256, "hidden_size": 64,
+      ...     "num_hidden_layers": 2, "num_attention_heads": 8,
+      ...     "num_key_value_heads": 1, "intermediate_size": 256}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder) / "config.json"
+      ...     _ = path.write_text(json.dumps(keys))
+      ...     config_from_folder(folder).num_kv_heads
+      1
+    """
+    return _read_config(Path(folder), dtype)[1]
+
+
+def from_pretrained(
+    folder: str | os.PathLike[str],
+    *,
+    dtype: DType = "float32",
+    num_layers: int | None = None,
+    keep: Keep = on_device,
+) -> tuple[Model, Params]:
+    """Reads a folder as Hugging Face's libraries write it.
+
+    Weights are mapped and copied one tensor at a time into arrays of their final
+    dtype, the largest first, so that little more memory is needed than for the
+    result.
+
+    Args:
+      folder: Which holds ``config.json`` and ``model.safetensors``, or several such
+        files with an index.
+      dtype: What the decoder computes in, and what its parameters become.
+      num_layers: How many of its layers, from the first; all if ``None``.
+      keep: What becomes of each parameter; it is put on the default device if left
+        out.
+
+    Returns:
+      The model and its parameters.
+
+    Raises:
+      ValueError: The family, a key of the config or its value is not supported, or
+        there are not so many layers.
+      FormatError: A file is damaged; tensors are missing, superfluous or of the
+        wrong shape (all are listed); or one holds a number that is not finite, or
+        would not be in ``dtype``.
+      OSError: A file is not there, or cannot be read.
+
+    Example:
+      >>> import jax, tempfile
+      >>> config = DecoderConfig(
+      ...     vocab_size=256, num_layers=2, num_heads=8, d_model=64, d_ff=256)
+      >>> params = build(config).init(jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_pretrained(folder, config, params, family="llama")
+      ...     model, again = from_pretrained(folder, num_layers=1)
+      >>> model.config.num_layers
+      1
+    """
+    folder = Path(folder)
+    family, config = _read_config(folder, dtype)
+    wanted = _first_layers(config, num_layers)
+    stored = stored_tensors(folder)
+    try:
+        tensors = matched(family, config, stored)
+    except FormatError as error:
+        raise FormatError(f"{folder}: {error}") from None
+    model = build(wanted)
+    params: dict[str, dict[str, Any]] = {
+        module: dict.fromkeys(leaves) for module, leaves in model.param_shapes.items()
+    }
+    parts = [(tensor, tensors[tensor.name]) for tensor, _ in family.tensors_of(wanted)]
+    # The room that a large one takes beside its copy is not yet taken by the others.
+    for tensor, place in sorted(parts, key=lambda part: -np.prod(part[1].shape)):
+        for path, array in _read_tensor(tensor, place, model):
+            module, _, leaf = f"decoder_lm/{path}".rpartition("/")
+            params[module][leaf] = keep(wanted, module, leaf, array)
+    return model, params
+
+
+def _read_config(folder: Path, dtype: DType) -> tuple[Family, DecoderConfig]:
+    path = folder / CONFIG
+    keys = read_json(path)
+    try:
+        family = family_named(keys.get("model_type"))
+        return family, family.config_of(keys, dtype)
+    except ValueError as error:  # FormatError too, which stays one
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _first_layers(config: DecoderConfig, num_layers: int | None) -> DecoderConfig:
+    if num_layers is None:
+        return config
+    count = whole_number("num_layers", num_layers, most=config.num_layers)
+    window = config.sliding_window
+    if isinstance(window, tuple):
+        window = window[:count]
+    return dataclasses.replace(config, num_layers=count, sliding_window=window)
+
+
+def _read_tensor(
+    tensor: Tensor, stored: StoredTensor, model: Model
+) -> Iterator[tuple[str, np.ndarray]]:
+    dtype = jnp.dtype(model.config.param_dtype)
+    arrays = [aligned_empty(shape, dtype) for shape in _shapes(tensor, model)]
+    for theirs, ours in tensor.pairs(model.config, stored.mapped(), arrays):
+        _copy(ours, theirs, f"{stored.path}: tensor {stored.name}")
+    yield from zip(tensor.ours, arrays, strict=True)
+
+
+def _shapes(tensor: Tensor, model: Model) -> Iterator[tuple[int, ...]]:
+    for path in tensor.ours:
+        module, _, leaf = f"decoder_lm/{path}".rpartition("/")
+        yield tuple(model.param_shapes[module][leaf].shape)
+
+
+def _copy(target: np.ndarray, source: np.ndarray, what: str) -> None:
+    """Copies into another dtype and order, by blocks, and looks at each number."""
+    step = max(1, _BLOCK // max(1, source[:1].size))
+    for start in range(0, len(source), step):
+        block = source[start : start + step]
+        if not np.isfinite(block).all():
+            raise FormatError(f"{what} holds NaN or infinity")
+        with np.errstate(over="ignore"):  # said below, with the tensor's name
+            cast = block.astype(target.dtype, copy=False)
+        if cast.dtype != block.dtype and not np.isfinite(cast).all():
+            raise FormatError(f"{what} holds numbers too large for {target.dtype}")
+        target[start : start + step] = cast
+
+
+# --- Writing ---------------------------------------------------------------------
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    config: DecoderConfig,
+    params: Params,
+    *,
+    family: str,
+    tokenizer: Any = None,
+    bos_token: int | None = None,
+    end_tokens: Sequence[int] = (),
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """Writes a folder that transformers loads.
+
+    ``config.json``, ``generation_config.json``, ``model.safetensors`` (or several
+    such files with an index) and, if there is one, ``tokenizer.json``. The folder
+    appears when all of it is written, or not at all.
+
+    Args:
+      folder: Which is made; it may be there if it is empty.
+      config: Of the decoder.
+      params: As ``init`` makes them; written in the dtype they lie in.
+      family: The ``model_type`` that others shall know it by.
+      tokenizer: A ``tokenizers.Tokenizer``, or the path of its ``tokenizer.json``.
+      bos_token: The id that begins a text, if one does.
+      end_tokens: The ids that end one.
+      max_shard_size: Bytes above which the weights are cut into several files.
+
+    Raises:
+      ValueError: There is no such family, it has no decoder of this config (the
+        fields are named), the parameters are not the config's, or ``tokenizer`` is
+        something else.
+      FileExistsError: The folder is there, and not empty.
+      OSError: It cannot be written.
+
+    Example:
+      >>> import jax, tempfile
+      >>> config = DecoderConfig(
+      ...     vocab_size=256, num_layers=2, num_heads=8, d_model=64, d_ff=256)
+      >>> params = build(config).init(jax.random.key(0))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_pretrained(folder, config, params, family="llama")
+      ...     sorted(os.listdir(folder))
+      ['config.json', 'generation_config.json', 'model.safetensors']
+    """
+    folder = Path(folder)
+    whole_number("max_shard_size", max_shard_size)
+    chosen = family_named(family)
+    keys = chosen.keys_of(config)
+    check_params(params, build(config).param_shapes)
+    _check_unquantized(params)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} must not be there, or be an empty folder")
+    # Said even where there is none: a family's own ids would be taken instead.
+    ids = {
+        "bos_token_id": _token(config, "bos_token", bos_token),
+        "eos_token_id": [_token(config, "end_tokens", i) for i in end_tokens] or None,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.part")
+    part.mkdir()
+    try:
+        _write_weights(part, chosen, config, params, max_shard_size)
+        _write_tokenizer(part, tokenizer)
+        dtype = str(np.dtype(params["decoder_lm/embed"]["embeddings"].dtype))
+        _write_json(part / CONFIG, {**keys, **ids, "torch_dtype": dtype})
+        _write_json(part / GENERATION, {"_from_model_config": True, **ids})
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _token(config: DecoderConfig, name: str, token: int | None) -> int | None:
+    if token is None:
+        return None
+    return whole_number(name, token, 0, config.vocab_size - 1)
+
+
+def _check_unquantized(params: Params) -> None:
+    for module, leaves in params.items():
+        for leaf, array in leaves.items():
+            if not isinstance(array, np.ndarray | jax.Array):
+                raise ValueError(
+                    f"params must be arrays, got {type(array).__name__} at "
+                    f"{module}/{leaf}: quantized ones cannot be written"
+                )
+
+
+def _write_weights(
+    folder: Path, family: Family, config: DecoderConfig, params: Params, most: int
+) -> None:
+    tensors = {tensor.name: tensor for tensor, _ in family.tensors_of(config)}
+    outlines = {
+        tensor.name: Outline(shape, _dtype(tensor, params))
+        for tensor, shape in family.tensors_of(config)
+    }
+    places: dict[str, str] = {}
+    for name, outlines_of_file in shards(outlines, most):
+        arrays = (
+            _foreign(tensors[tensor], outline, config, params)
+            for tensor, outline in outlines_of_file.items()
+        )
+        write_tensors(folder / name, outlines_of_file, arrays)
+        places |= dict.fromkeys(outlines_of_file, name)
+    if len(set(places.values())) > 1:
+        size = sum(outline.size for outline in outlines.values())
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        _write_json(folder / INDEX, index)
+
+
+def _ours(tensor: Tensor, params: Params) -> list[Any]:
+    split = (f"decoder_lm/{path}".rpartition("/") for path in tensor.ours)
+    return [params[module][leaf] for module, _, leaf in split]
+
+
+def _dtype(tensor: Tensor, params: Params) -> np.dtype:
+    return np.result_type(*(array.dtype for array in _ours(tensor, params)))
+
+
+def _foreign(
+    tensor: Tensor, outline: Outline, config: DecoderConfig, params: Params
+) -> np.ndarray:
+    foreign = np.empty(outline.shape, outline.dtype)
+    ours = [np.asarray(array) for array in _ours(tensor, params)]
+    for theirs, mine in tensor.pairs(config, foreign, ours):
+        theirs[...] = mine
+    return foreign
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    if tokenizer is None:
+        return
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+        text = tokenizer.to_str().encode()
+    elif isinstance(tokenizer, str | os.PathLike):
+        text = Path(tokenizer).read_bytes()
+    else:
+        raise ValueError(
+            "tokenizer must be a tokenizers.Tokenizer or the path of a tokenizer.json, "
+            f"got {type(tokenizer).__name__}"
+        )
+    write_whole(folder / TOKENIZER, text)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_whole(path, (json.dumps(data, indent=2) + "\n").encode())
