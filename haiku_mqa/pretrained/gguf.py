@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from haiku_mqa.errors import FormatError
+from haiku_mqa.pretrained._blocks import floats
 from haiku_mqa.pretrained._bounds import NUMBERS, BoundedReader, in_one_line
 
 _VERSIONS = (2, 3)
@@ -31,7 +32,7 @@ _SMALLEST_PAIR = 8 + 4 + 1
 _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 _STRING, _ARRAY = 8, 9
-_PIECE = 65_536  # numbers: what a core keeps near while it works on them
+_PIECE = 131_072  # numbers: what a core keeps near while it works on them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,9 +93,6 @@ class GGUFTensor:
           >>> [(start, piece.tolist()) for start, piece in tensor.pieces()]
           [(0, [[1.5], [-2.0]])]
         """
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize
-
         columns = self.shape[-1]
         rows = self.data.reshape(math.prod(self.shape[:-1]), -1)
         step = max(1, _PIECE // columns // multiple) * multiple
@@ -104,7 +102,7 @@ class GGUFTensor:
                 # A damaged scale overflows here; whoever needs finite numbers says so
                 # with the tensor's name, which a warning cannot.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    numbers = dequantize(stored, GGMLQuantizationType[self.kind])
+                    numbers = floats(self.kind, stored)
             except NotImplementedError:
                 raise FormatError(
                     f"tensor {in_one_line(self.name)} is stored as {self.kind}, which "
