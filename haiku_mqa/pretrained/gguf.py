@@ -8,12 +8,13 @@ and memory in proportion to the file, whatever its header claims.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import mmap
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ _STRING, _ARRAY = 8, 9
 _PIECE = 131_072  # numbers: what a core keeps near while it works on them
 
 
+def _keep_it() -> None:
+    """Gives nothing back: what is no file has nowhere to come from again."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class GGUFTensor:
     """One tensor of a GGUF file, still as the file stores it.
@@ -46,12 +51,15 @@ class GGUFTensor:
       kind: How its numbers are stored, by ggml's name, such as ``"F32"`` or
         ``"Q4_1"``.
       data: Its bytes: a read-only view of the mapped file, uint8.
+      give_back: Called when all of ``data`` was read, so that the process need not
+        hold it any longer; what is read again comes from the file again.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: str
     data: np.ndarray = dataclasses.field(repr=False)
+    give_back: Callable[[], None] = dataclasses.field(repr=False, default=_keep_it)
 
     def dequantize(self) -> np.ndarray:
         """Returns the numbers that the bytes stand for.
@@ -109,6 +117,7 @@ class GGUFTensor:
                     "cannot be dequantized"
                 ) from None
             yield start, numbers
+        self.give_back()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -259,8 +268,16 @@ def _read_tensors(
     for name, entry in entries.items():
         start = tensors_start + entry.offset
         data = file_bytes[start : start + entry.size]
-        tensors[name] = GGUFTensor(name, entry.shape, entry.kind, data)
+        give_back = functools.partial(_give_back, reader.buffer, start, entry.size)
+        tensors[name] = GGUFTensor(name, entry.shape, entry.kind, data, give_back)
     return tensors
+
+
+def _give_back(buffer: mmap.mmap, start: int, size: int) -> None:
+    # What was read of a mapped file counts as held until the system is told better.
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        begin = start - start % mmap.PAGESIZE
+        buffer.madvise(mmap.MADV_DONTNEED, begin, start + size - begin)
 
 
 def _check_extents(
