@@ -8,17 +8,19 @@ and memory in proportion to the file, whatever its header claims.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import mmap
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from haiku_mqa.errors import FormatError
+from haiku_mqa.pretrained._blocks import floats
 from haiku_mqa.pretrained._bounds import NUMBERS, BoundedReader, in_one_line
 
 _VERSIONS = (2, 3)
@@ -31,7 +33,11 @@ _SMALLEST_PAIR = 8 + 4 + 1
 _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 
 _STRING, _ARRAY = 8, 9
-_PIECE = 65_536  # numbers: what a core keeps near while it works on them
+_PIECE = 131_072  # numbers: what a core keeps near while it works on them
+
+
+def _keep_it() -> None:
+    """Gives nothing back: what is no file has nowhere to come from again."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,12 +51,15 @@ class GGUFTensor:
       kind: How its numbers are stored, by ggml's name, such as ``"F32"`` or
         ``"Q4_1"``.
       data: Its bytes: a read-only view of the mapped file, uint8.
+      give_back: Called when all of ``data`` was read, so that the process need not
+        hold it any longer; what is read again comes from the file again.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: str
     data: np.ndarray = dataclasses.field(repr=False)
+    give_back: Callable[[], None] = dataclasses.field(repr=False, default=_keep_it)
 
     def dequantize(self) -> np.ndarray:
         """Returns the numbers that the bytes stand for.
@@ -92,9 +101,6 @@ class GGUFTensor:
           >>> [(start, piece.tolist()) for start, piece in tensor.pieces()]
           [(0, [[1.5], [-2.0]])]
         """
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize
-
         columns = self.shape[-1]
         rows = self.data.reshape(math.prod(self.shape[:-1]), -1)
         step = max(1, _PIECE // columns // multiple) * multiple
@@ -104,13 +110,14 @@ class GGUFTensor:
                 # A damaged scale overflows here; whoever needs finite numbers says so
                 # with the tensor's name, which a warning cannot.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    numbers = dequantize(stored, GGMLQuantizationType[self.kind])
+                    numbers = floats(self.kind, stored)
             except NotImplementedError:
                 raise FormatError(
                     f"tensor {in_one_line(self.name)} is stored as {self.kind}, which "
                     "cannot be dequantized"
                 ) from None
             yield start, numbers
+        self.give_back()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -261,8 +268,16 @@ def _read_tensors(
     for name, entry in entries.items():
         start = tensors_start + entry.offset
         data = file_bytes[start : start + entry.size]
-        tensors[name] = GGUFTensor(name, entry.shape, entry.kind, data)
+        give_back = functools.partial(_give_back, reader.buffer, start, entry.size)
+        tensors[name] = GGUFTensor(name, entry.shape, entry.kind, data, give_back)
     return tensors
+
+
+def _give_back(buffer: mmap.mmap, start: int, size: int) -> None:
+    # What was read of a mapped file counts as held until the system is told better.
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        begin = start - start % mmap.PAGESIZE
+        buffer.madvise(mmap.MADV_DONTNEED, begin, start + size - begin)
 
 
 def _check_extents(
