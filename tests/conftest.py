@@ -11,7 +11,24 @@ import pytest
 
 from tests import tables
 
+REPOSITORY = Path(__file__).parents[1]
+
 pytest_terminal_summary = tables.pytest_terminal_summary
+
+# Files that take longest, longest first: workers that begin with them end together,
+# where one that began them last would be left to run on alone.
+LONGEST = (
+    "tests/test_readme.py",
+    "tests/laws/test_decoder_laws.py",
+    "tests/test_doctests.py",
+    "tests/laws/test_mutants.py",
+    "tests/test_examples.py",
+    "tests/laws/test_memory_laws.py",
+    "tests/training/test_scan.py",
+    "tests/training/run/test_loop.py",
+    "tests/training/run/test_kills.py",
+    "tests/test_notebooks.py",
+)
 
 # No deadline anywhere: a first example compiles, and would look like a slow one.
 hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
@@ -31,6 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/golden anew from the code as it is, instead of comparing",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; all others stay where they are."""
+    places = {REPOSITORY / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="module", autouse=True)

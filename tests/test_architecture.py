@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import haiku_mqa
+from tests.conftest import LONGEST
 
 PACKAGE = Path(haiku_mqa.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -210,3 +211,8 @@ def test_version_is_that_of_setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     assert haiku_mqa.__version__ == setup["metadata"]["version"]
+
+
+@pytest.mark.parametrize("name", LONGEST)
+def test_file_of_tests_that_is_begun_first_is_there(name):
+    assert (REPOSITORY / name).is_file()
