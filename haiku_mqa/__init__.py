@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from haiku_mqa.errors import FetchError, FormatError, PluginError
     from haiku_mqa.generation import GenerationResult, Sampling, generate, stream
     from haiku_mqa.heads import convert_heads
+    from haiku_mqa.lora import AdaptedModel, LoRA
     from haiku_mqa.model import Model, build
     from haiku_mqa.modules import (
         DecoderLM,
@@ -62,6 +63,8 @@ _HOME = {
     "generate": "generation",
     "stream": "generation",
     "convert_heads": "heads",
+    "AdaptedModel": "lora",
+    "LoRA": "lora",
     "from_pretrained": "pretrained",
     "save_pretrained": "pretrained",
     "quantize_params": "quantization",
@@ -71,6 +74,7 @@ _HOME = {
 _ROOMS = ("generation", "kernels", "testing", "text", "training", "zoo")
 
 __all__ = [
+    "AdaptedModel",
     "DecoderConfig",
     "DecoderLM",
     "DecoderOutput",
@@ -82,6 +86,7 @@ __all__ = [
     "LayerCache",
     "LinearScaling",
     "Llama3Scaling",
+    "LoRA",
     "LoadedModel",
     "Model",
     "MultiQueryAttention",

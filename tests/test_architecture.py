@@ -34,6 +34,7 @@ FLOORS = {
     "modules": 2,
     "checks": 2,
     "model": 3,
+    "lora": 3,
     "model_folder": 3,
     "cache_file": 3,
     "generation": 4,
@@ -61,6 +62,7 @@ BESIDE = {  # rooms that may look into one on their own floor
     ("ops", "kernels"),  # what a product or attention is made with
     ("checks", "modules"),  # a call's positions are worked out in one place
     ("model_folder", "model"),
+    ("lora", "model"),
     ("cache_file", "model"),
     ("server", "streaming"),  # text goes out as it comes
     ("cli", "bench"),  # the verb runs the room of its name

@@ -15,6 +15,7 @@ from haiku_mqa.pretrained.folder import (
 from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
 from haiku_mqa.pretrained.llama import config_from_gguf, params_from_gguf
 from haiku_mqa.pretrained.loading import Pretrained, read_pretrained
+from haiku_mqa.pretrained.peft import load_adapters, save_adapters
 from haiku_mqa.pretrained.tokenizer import (
     StreamDecoder,
     Tokenizer,
@@ -35,10 +36,12 @@ __all__ = [
     "family_names",
     "from_pretrained",
     "is_pretrained_folder",
+    "load_adapters",
     "params_from_gguf",
     "read_gguf",
     "read_pretrained",
     "render_chat",
+    "save_adapters",
     "save_pretrained",
     "tokenizer_from_gguf",
 ]

@@ -76,13 +76,13 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
       OSError: A file is not there, or cannot be read.
     """
     if not (folder / INDEX).exists():
-        return _in_file(folder / WEIGHTS)
+        return tensors_in(folder / WEIGHTS)
     places = _places(folder / INDEX)
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(places.values())):
         found |= {
             name: tensor
-            for name, tensor in _in_file(folder / file).items()
+            for name, tensor in tensors_in(folder / file).items()
             if places.get(name, file) == file
         }
     # The index may leave tensors out, but not promise what is not there.
@@ -131,7 +131,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _in_file(path: Path) -> dict[str, StoredTensor]:
+def tensors_in(path: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of one file.
+
+    Args:
+      path: Of the file.
+
+    Returns:
+      Names to tensors, none of which was read.
+
+    Raises:
+      FormatError: It is damaged.
+      OSError: It is not there, or cannot be read.
+    """
     with open(path, "rb") as file:  # safetensors' own error names no file
         try:
             # It checks every length and offset against the file's size.
