@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.cache import KVCache, LayerCache
 from haiku_mqa.generation._standing import Rows
 from haiku_mqa.generation.choosing import choose
@@ -66,7 +67,10 @@ _State = tuple[Held, jax.Array, jax.Array, Chosen, jax.Array]
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "width", "length"), donate_argnames="held"
+    jax.jit,
+    static_argnames=("model", "width", "length"),
+    donate_argnames="held",
+    compiler_options=COMPILER_OPTIONS,
 )
 def read(
     model: Model,
@@ -147,7 +151,10 @@ def begin(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "chunk", "length"), donate_argnames="held"
+    jax.jit,
+    static_argnames=("model", "chunk", "length"),
+    donate_argnames="held",
+    compiler_options=COMPILER_OPTIONS,
 )
 def decode(
     model: Model,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa._arguments import is_number, whole_number
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.cache import KVCache
 from haiku_mqa.checks import check_params
 from haiku_mqa.generation._padding import bucket, padded
@@ -159,7 +160,11 @@ class _Search(NamedTuple):
     broken: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_beams", "room"))
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "num_beams", "room"),
+    compiler_options=COMPILER_OPTIONS,
+)
 def _search(
     model: Model,
     params: Params,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa._arguments import check_count, differences, whole_number
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.cache import KVCache
 from haiku_mqa.cache_file import read_cache_file, save_cache
 from haiku_mqa.checks import check_params, check_tokens
@@ -224,7 +225,7 @@ def check_owner(name: str, prefix: Prefix, model: Model) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model", compiler_options=COMPILER_OPTIONS)
 def _read(
     model: Model, params: Params, tokens: jax.Array, length: jax.Array, cache: KVCache
 ) -> tuple[KVCache, jax.Array]:

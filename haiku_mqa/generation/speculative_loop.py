@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.cache import KVCache
 from haiku_mqa.generation.acceptance import Draw, Proposal, choose_each, settle
 from haiku_mqa.generation.proposers import Proposer
@@ -71,7 +72,7 @@ class Request(NamedTuple):
     end_tokens: jax.Array
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@functools.partial(jax.jit, donate_argnames="cache", compiler_options=COMPILER_OPTIONS)
 def begin(
     proposer: Proposer,
     logits: jax.Array,
@@ -107,7 +108,12 @@ def begin(
     return state._replace(rows=_written(empty, new, nothing, request))
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+@functools.partial(
+    jax.jit,
+    static_argnames="model",
+    donate_argnames="state",
+    compiler_options=COMPILER_OPTIONS,
+)
 def advance(
     model: Model,
     params: Params,

@@ -138,7 +138,7 @@ def _of_kind(kinds: np.ndarray, *wanted: int) -> tuple[int, ...]:
 
 def _merges(metadata: Mapping[str, Any], tokens: list[str]) -> list[tuple[str, str]]:
     key = "tokenizer.ggml.merges"
-    known = set(tokens)
+    known = {token: token for token in tokens}  # to hold the text of each once
     merges: list[tuple[str, str]] = []
     for i, merge in enumerate(_strings(metadata, key)):
         pair = tuple(merge.split(" "))
@@ -153,7 +153,7 @@ def _merges(metadata: Mapping[str, Any], tokens: list[str]) -> list[tuple[str, s
                     f"{key}[{i}] is {in_one_line(merge)}, but there is no token "
                     f"{in_one_line(token)}"
                 )
-        merges.append(cast(tuple[str, str], pair))
+        merges.append(cast(tuple[str, str], tuple(known[token] for token in pair)))
     if len(set(merges)) != len(merges):
         raise FormatError(f"{key} has the same merge twice")
     return merges
