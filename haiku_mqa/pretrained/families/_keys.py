@@ -11,8 +11,9 @@ from haiku_mqa.pretrained._bounds import in_one_line
 
 T = TypeVar("T")
 
-# Larger than any size of a decoder; and more layers, few enough to loop over.
-_MOST = 2**40
+# Larger than any size of a decoder, and small enough for a table of so many numbers;
+# and more layers than any has, few enough to loop over.
+_MOST = 2**24
 MOST_LAYERS = 2**16
 
 _NEEDED: Any = object()
@@ -138,11 +139,13 @@ not known
             self._refuse(name, value, f"a whole number from 0 to {most}")
         return value
 
-    def number(self, name: str, default: float = _NEEDED) -> float:
-        """Returns a finite number above zero; the default where it is null."""
+    def number(
+        self, name: str, default: float = _NEEDED, *, above: float = 0.0
+    ) -> float:
+        """Returns a finite number above another; the default where it is null."""
         value = self._take(name, default)
-        if not is_number(value) or value <= 0:
-            self._refuse(name, value, "a number > 0")
+        if not is_number(value) or value <= above:
+            self._refuse(name, value, f"a number > {above:g}")
         return float(value)
 
     def rate(self, name: str, default: float) -> float:
