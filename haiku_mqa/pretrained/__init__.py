@@ -5,7 +5,13 @@ and what cannot be meant ends in an error that says where.
 """
 
 from haiku_mqa.pretrained.chat import render_chat
-from haiku_mqa.pretrained.families import Family, Tensor, family_named, family_names
+from haiku_mqa.pretrained.families import (
+    Family,
+    Keys,
+    Tensor,
+    family_named,
+    family_names,
+)
 from haiku_mqa.pretrained.folder import (
     config_from_folder,
     from_pretrained,
@@ -26,6 +32,7 @@ __all__ = [
     "Family",
     "GGUFFile",
     "GGUFTensor",
+    "Keys",
     "Pretrained",
     "StreamDecoder",
     "Tensor",

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 from haiku_mqa._arguments import is_number
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
 
-T = TypeVar("T")
-
-# Larger than any size of a decoder; and more layers, few enough to loop over.
-_MOST = 2**40
+# Larger than any size of a decoder, and small enough for a table of so many numbers;
+# and more layers than any has, few enough to loop over.
+_MOST = 2**24
 MOST_LAYERS = 2**16
 
-_NEEDED: Any = object()
+_NEEDED: Any = ...  # which JSON has not
 
 # Keys that say where a model came from, what text it reads, how it was first drawn
 # or how one samples from it: nothing that its logits depend on.
@@ -138,11 +137,13 @@ not known
             self._refuse(name, value, f"a whole number from 0 to {most}")
         return value
 
-    def number(self, name: str, default: float = _NEEDED) -> float:
-        """Returns a finite number above zero; the default where it is null."""
+    def number(
+        self, name: str, default: float = _NEEDED, *, above: float = 0.0
+    ) -> float:
+        """Returns a finite number above another; the default where it is null."""
         value = self._take(name, default)
-        if not is_number(value) or value <= 0:
-            self._refuse(name, value, "a number > 0")
+        if not is_number(value) or value <= above:
+            self._refuse(name, value, f"a number > {above:g}")
         return float(value)
 
     def rate(self, name: str, default: float) -> float:
@@ -159,16 +160,15 @@ not known
             self._refuse(name, value, "true or false")
         return value
 
-    def choice(self, name: str, choices: Mapping[str, T], default: str = _NEEDED) -> T:
+    def choice(
+        self, name: str, choices: Mapping[str, Any], default: str = _NEEDED
+    ) -> Any:
         """Returns what one of several texts stands for."""
         value = self._take(name, default)
         if not isinstance(value, str):
             self._refuse(name, value, f"one of {', '.join(map(repr, choices))}")
         if value not in choices:
-            raise ValueError(
-                f"{self._path(name)} = {in_one_line(value)} is not supported; "
-                f"allowed: {', '.join(map(repr, choices))}"
-            )
+            self._refuse_unsupported(name, value, choices)
         return choices[value]
 
     def texts(self, name: str, length: int) -> list[str] | None:
@@ -189,10 +189,7 @@ not known
         value = self._values[name]
         # Python takes 1 for True, which JSON does not.
         if not any(type(value) is type(a) and value == a for a in allowed):
-            raise ValueError(
-                f"{self._path(name)} = {in_one_line(value)} is not supported; "
-                f"allowed: {', '.join(map(repr, allowed))}"
-            )
+            self._refuse_unsupported(name, value, allowed)
 
     def skip(self, name: str) -> None:
         """Passes over a key that changes nothing, whatever its value."""
@@ -241,7 +238,15 @@ not known
     def _path(self, name: str) -> str:
         return f"{self._inside}.{name}" if self._inside else name
 
-    def _refuse(self, name: str, value: Any, allowed: str) -> None:
+    def _refuse_unsupported(
+        self, name: str, value: Any, allowed: Iterable[Any]
+    ) -> NoReturn:
+        raise ValueError(
+            f"{self._path(name)} = {in_one_line(value)} is not supported; "
+            f"allowed: {', '.join(map(repr, allowed))}"
+        )
+
+    def _refuse(self, name: str, value: Any, allowed: str) -> NoReturn:
         raise FormatError(
             f"{self._path(name)} must be {allowed}, got {in_one_line(value)}"
         )

@@ -34,7 +34,7 @@ def read_rotary(
       ValueError: A kind of scaling or a key of it is not supported.
       FormatError: A value cannot be.
     """
-    theta = keys.number("rope_theta", theta)
+    theta = keys.number("rope_theta", theta, above=1.0)
     if "rope_parameters" in keys and "rope_scaling" in keys:
         raise ValueError(
             "rope_parameters and rope_scaling say the same thing; one alone is allowed"
@@ -43,7 +43,7 @@ def read_rotary(
     inside = new if old is None else old
     if inside is None:
         return {"rope_theta": theta, "rope_scaling": None}
-    theta = inside.number("rope_theta", theta)
+    theta = inside.number("rope_theta", theta, above=1.0)
     scaling = _scaling(inside, max_length)
     inside.finish()
     return {"rope_theta": theta, "rope_scaling": scaling}

@@ -37,7 +37,8 @@ def _windows(keys: Keys, num_layers: int) -> tuple[int | None, ...] | None:
             raise unknown_name("layer_types", kind, (FULL, SLIDING))
     if not keys.flag("use_sliding_window", False) or window is None:
         return None
-    return tuple(window if kind == SLIDING else None for kind in kinds)
+    windows = tuple(window if kind == SLIDING else None for kind in kinds)
+    return windows if any(windows) else None
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
