@@ -20,7 +20,9 @@ from typing import NamedTuple
 from unittest import mock
 
 import hypothesis
+from click.testing import CliRunner
 from hypothesis.errors import InvalidArgument
+from llm.cli import cli as llm_cli
 
 from haiku_mqa.cli import main
 
@@ -116,6 +118,8 @@ def run(command: str, folder: Path) -> str:
             return _run_of_before().printed
         _prepare(command, folder)
         return _run_ours(command, folder, typed)
+    if words[0] == "llm":
+        return _run_llm(words)
     if words[:2] == ["pip", "install"]:
         _check_install(words[2:])
     elif words[0] == "pytest":
@@ -187,6 +191,14 @@ def _run_ours(command: str, folder: Path, typed: str) -> str:
         code = main(words[1:])
     assert code == 0, f"{shlex.join(words)}\n{printed.getvalue()}\n{said.getvalue()}"
     return printed.getvalue()
+
+
+def _run_llm(words: list[str]) -> str:
+    """Runs a command of the host llm, which finds this package by itself."""
+    with tempfile.TemporaryDirectory() as user:
+        ran = CliRunner(env={"LLM_USER_PATH": user}).invoke(llm_cli, words[1:])
+    assert ran.exit_code == 0, f"{shlex.join(words)}\n{ran.output}"
+    return ran.output
 
 
 def _check_install(words: list[str]) -> None:
