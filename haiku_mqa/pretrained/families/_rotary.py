@@ -79,7 +79,7 @@ def _scaling(keys: Keys, max_length: int) -> RopeScaling | None:
 
 
 def write_rotary(config: DecoderConfig) -> dict[str, Any]:
-    """Returns the keys that mean a config's rotary positions.
+    """Returns the keys that mean the rotary positions of all layers that have them.
 
     Args:
       config: Of the decoder.
@@ -87,10 +87,8 @@ def write_rotary(config: DecoderConfig) -> dict[str, Any]:
     Returns:
       The keys of old, which every version of transformers reads.
     """
-    return {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": _scaling_keys(config.rope_scaling),
-    }
+    theta, scaling = next(filter(None, config.rotaries), (10_000.0, None))
+    return {"rope_theta": theta, "rope_scaling": _scaling_keys(scaling)}
 
 
 def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
