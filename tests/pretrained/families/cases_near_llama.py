@@ -1,0 +1,46 @@
+"""Tiny decoders of the families that are Llama but for a norm, a factor or a window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.pretrained.families.cases import (
+    GROUPED,
+    MULTI_HEAD,
+    MULTI_QUERY,
+    VOCAB_SIZE,
+)
+
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+}
+_TWO = {**_SIZES, "num_hidden_layers": 2}
+_GROUPED, _ONE = {"num_key_value_heads": 2}, {"num_key_value_heads": 1}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_BIASES = {"attention_bias": True}
+_TIED, _UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+_FACTORS = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 7.0,
+}
+
+CASES: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("qwen3", MULTI_HEAD, "key size, biases"): {**_SIZES, **_BIASES, "head_dim": 10},
+    ("qwen3", GROUPED, "a window in one layer"): {
+        **_TWO,
+        **_GROUPED,
+        "use_sliding_window": True,
+        "sliding_window": 3,
+        "max_window_layers": 1,
+    },
+    ("qwen3", MULTI_QUERY, "tied"): {**_SIZES, **_ONE, **_TIED},
+}
