@@ -43,4 +43,13 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "max_window_layers": 1,
     },
     ("qwen3", MULTI_QUERY, "tied"): {**_SIZES, **_ONE, **_TIED},
+    ("gemma", MULTI_HEAD, "key size"): {**_SIZES, "head_dim": 10},
+    ("gemma", GROUPED, "biases, untied"): {
+        **_SIZES,
+        **_GROUPED,
+        **_BIASES,
+        **_UNTIED,
+        "hidden_act": "relu",
+    },
+    ("gemma", MULTI_QUERY, "2B"): {**_TWO, **_ONE, "hidden_act": "gelu"},
 }
