@@ -52,4 +52,26 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "hidden_act": "relu",
     },
     ("gemma", MULTI_QUERY, "2B"): {**_TWO, **_ONE, "hidden_act": "gelu"},
+    ("gemma2", MULTI_HEAD, "window, caps"): {
+        **_SIZES,
+        "head_dim": 10,
+        "sliding_window": 3,
+        "query_pre_attn_scalar": 7,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+    },
+    ("gemma2", GROUPED, "windows in turn, no caps"): {
+        **_TWO,
+        **_GROUPED,
+        "sliding_window": 3,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    },
+    ("gemma2", MULTI_QUERY, "no window, biases, untied"): {
+        **_SIZES,
+        **_ONE,
+        **_BIASES,
+        **_UNTIED,
+        "layer_types": [_FULL],
+    },
 }
