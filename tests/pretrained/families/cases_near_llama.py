@@ -74,4 +74,30 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         **_UNTIED,
         "layer_types": [_FULL],
     },
+    ("gemma3_text", MULTI_HEAD, "two bases, one stretched"): {
+        **_TWO,
+        "head_dim": 10,
+        "sliding_window": 3,
+        "layer_types": [_SLIDING, _FULL],
+        "rope_parameters": {
+            _FULL: {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
+            _SLIDING: {"rope_type": "default", "rope_theta": 20.0},
+        },
+    },
+    ("gemma3_text", GROUPED, "keys of old, cap"): {
+        **_TWO,
+        **_GROUPED,
+        "sliding_window": 4,
+        "sliding_window_pattern": 2,
+        "rope_theta": 700.0,
+        "rope_local_base_freq": 30.0,
+        "final_logit_softcapping": 5.0,
+    },
+    ("gemma3_text", MULTI_QUERY, "biases, untied"): {
+        **_SIZES,
+        **_ONE,
+        **_BIASES,
+        **_UNTIED,
+        "layer_types": [_FULL],
+    },
 }
