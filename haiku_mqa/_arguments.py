@@ -99,6 +99,24 @@ def check_at_least(name: str, value: object, least: float) -> None:
         raise ValueError(f"{name} must be a number >= {least:g}, got {value!r}")
 
 
+def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Refuses numbers of heads that cannot be shared evenly.
+
+    Args:
+      num_heads: N, query heads.
+      num_kv_heads: K, key/value heads; must divide N.
+
+    Raises:
+      ValueError: K does not divide N; the message lists what does.
+    """
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+        raise ValueError(
+            f"num_kv_heads must divide num_heads = {num_heads}, got {num_kv_heads}; "
+            f"allowed: {', '.join(map(str, divisors))}"
+        )
+
+
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Returns in words where two configs differ; empty where they do not.
 

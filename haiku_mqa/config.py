@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, cast, get_args
 
-from haiku_mqa._arguments import check_count, check_positive, is_number
-from haiku_mqa.errors import unknown_name
-from haiku_mqa.rope_scaling import (
-    LinearScaling,
-    Llama3Scaling,
-    RopeScaling,
-    YarnScaling,
-    scaling_from_dict,
-    scaling_to_dict,
+from haiku_mqa._arguments import (
+    check_count,
+    check_kv_heads,
+    check_positive,
+    is_number,
 )
+from haiku_mqa.errors import unknown_name
+from haiku_mqa.rope_scaling import RopeScaling, scaling_from_dict, scaling_to_dict
 
 PositionEmbedding = Literal["none", "learned", "rotary", "alibi"]
 Norm = Literal["layer", "rms", "rms_one_plus"]
+QKNormSpan = Literal["head", "all_heads"]
 NormPlacement = Literal["before", "after", "both", "residual"]
 BlockLayout = Literal["sequential", "parallel", "parallel_one_norm"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -52,6 +51,8 @@ class DecoderConfig:
       output_bias: Whether attention's output projection has a bias.
       qk_norm: Whether each query and key head is normalised (with ``norm``'s kind)
         before rotary positions (Henry et al. 2020).
+      qk_norm_span: ``"head"``, each head by itself with one scale for all; or
+        ``"all_heads"``, those of a token as one vector (OLMo 2).
       attn_logit_softcap: Caps attention logits c * tanh(x / c); ``None`` is off
         (Gemma 2).
       attn_scale: Factor on attention logits; ``key_size ** -0.5`` if ``None``.
@@ -60,10 +61,12 @@ class DecoderConfig:
       position_embedding: ``"none"``, ``"learned"`` (a table added to the
         embeddings), ``"rotary"`` (Su et al. 2021) or ``"alibi"`` (Press et al.
         2021).
-      rope_theta: Base of the rotary wavelengths.
+      rope_theta: Base of the rotary wavelengths. A tuple gives one value for each
+        layer; one of ``None`` has no rotary positions.
       rope_fraction: Leading part of each head that is rotated, in (0, 1]; the
         rotated size must come out even.
-      rope_scaling: How rotary positions are stretched past the trained context.
+      rope_scaling: How rotary positions are stretched past the trained context; a
+        tuple for each layer.
       norm: ``"layer"`` (Ba et al. 2016), ``"rms"`` (Zhang & Sennrich 2019), or
         ``"rms_one_plus"``, whose scale is stored as its distance from one (Gemma).
       norm_eps: Added to the variance before its root.
@@ -80,6 +83,8 @@ class DecoderConfig:
       ff_bias: Whether the feed-forward's projections have biases.
       tie_embeddings: Whether the output matrix is the embedding's.
       embedding_scale: Factor on token embeddings; ``None`` is one.
+      residual_scale: Factor on what each part adds to the stream; likewise.
+      logit_scale: Factor on the logits, before they are capped; likewise.
       final_logit_softcap: Caps the logits c * tanh(x / c); ``None`` is off.
       embedding_dropout: Dropped share of the embeddings while training, in [0, 1).
       attention_dropout: Dropped share of attention weights while training.
@@ -118,14 +123,15 @@ class DecoderConfig:
     value_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    qk_norm_span: QKNormSpan = "head"
     attn_logit_softcap: float | None = None
     attn_scale: float | None = None
     sliding_window: int | tuple[int | None, ...] | None = None
 
     position_embedding: PositionEmbedding = "rotary"
-    rope_theta: float = 10_000.0
+    rope_theta: float | tuple[float | None, ...] = 10_000.0
     rope_fraction: float = 1.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | tuple[RopeScaling | None, ...] | None = None
 
     norm: Norm = "rms"
     norm_eps: float = 1e-5
@@ -140,6 +146,8 @@ class DecoderConfig:
 
     tie_embeddings: bool = True
     embedding_scale: float | None = None
+    residual_scale: float | None = None
+    logit_scale: float | None = None
     final_logit_softcap: float | None = None
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -155,7 +163,7 @@ class DecoderConfig:
         self._check_heads()
         self._check_choices()
         self._check_numbers()
-        self._check_sliding_window()
+        self._check_layers()
         self._check_rotary()
         self._check_block()
 
@@ -174,20 +182,38 @@ class DecoderConfig:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer, in tokens; ``None`` is no limit."""
-        if isinstance(self.sliding_window, tuple):
-            return self.sliding_window
-        return (self.sliding_window,) * self.num_layers
+        return self._of_layers("sliding_window")
+
+    @property
+    def rotaries(self) -> tuple[tuple[float, RopeScaling | None] | None, ...]:
+        """Base and scaling of each layer's rotary positions; ``None`` has none."""
+        if self.position_embedding != "rotary":
+            return (None,) * self.num_layers
+        both = zip(
+            self._of_layers("rope_theta"), self._of_layers("rope_scaling"), strict=True
+        )
+        return tuple(None if theta is None else (theta, to) for theta, to in both)
+
+    @property
+    def layer_kinds(self) -> tuple[Hashable, ...]:
+        """All that layers can differ in; those of equal kinds are alike."""
+        return tuple(zip(self.windows, self.rotaries, strict=True))
+
+    def first_layers(self, count: int) -> DecoderConfig:
+        """Returns the config of a decoder that ends after so many layers."""
+        values = {name: getattr(self, name) for name in _PER_LAYER}
+        cut = {n: v[:count] for n, v in values.items() if isinstance(v, tuple)}
+        return dataclasses.replace(self, num_layers=count, **cut)
+
+    def _of_layers(self, name: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * self.num_layers
 
     # --- To and from plain data ------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain data that JSON can hold."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.rope_scaling is not None:
-            data["rope_scaling"] = scaling_to_dict(self.rope_scaling)
-        if isinstance(self.sliding_window, tuple):
-            data["sliding_window"] = list(self.sliding_window)
-        return data
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DecoderConfig:
@@ -215,10 +241,8 @@ class DecoderConfig:
         ]
         if missing:
             raise ValueError(f"DecoderConfig fields are missing: {', '.join(missing)}")
-        if isinstance(values.get("sliding_window"), list):
-            values["sliding_window"] = tuple(values["sliding_window"])
-        if isinstance(values.get("rope_scaling"), Mapping):
-            values["rope_scaling"] = scaling_from_dict(values["rope_scaling"])
+        if "rope_scaling" in values:
+            values["rope_scaling"] = _scalings(values["rope_scaling"])
         return cls(**values)
 
     # --- Validation ------------------------------------------------------------
@@ -262,26 +286,30 @@ class DecoderConfig:
             if not is_number(rate) or not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
 
-    def _check_sliding_window(self) -> None:
-        if isinstance(self.sliding_window, list):
-            # A list would make the config unhashable.
-            object.__setattr__(self, "sliding_window", tuple(self.sliding_window))
-        if len(self.windows) != self.num_layers:
-            raise ValueError(
-                f"sliding_window must have one entry for each of num_layers = "
-                f"{self.num_layers} layers, got {len(self.windows)}"
-            )
+    def _check_layers(self) -> None:
+        for name in _PER_LAYER:
+            if isinstance(getattr(self, name), list):
+                # A list would make the config unhashable.
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+            entries = self._of_layers(name)
+            if len(entries) != self.num_layers:
+                raise ValueError(
+                    f"{name} must have one entry for each of num_layers = "
+                    f"{self.num_layers} layers, got {len(entries)}"
+                )
         for window in set(self.windows) - {None}:
             check_count("sliding_window", window)
 
     def _check_rotary(self) -> None:
-        if self.rope_scaling is not None and not isinstance(
-            self.rope_scaling, LinearScaling | Llama3Scaling | YarnScaling
-        ):
-            raise ValueError(
-                "rope_scaling must be a LinearScaling, Llama3Scaling or YarnScaling, "
-                f"got {self.rope_scaling!r}"
-            )
+        for theta in self._of_layers("rope_theta"):
+            if theta is not None or not isinstance(self.rope_theta, tuple):
+                check_positive("rope_theta", theta)
+        for scaling in self._of_layers("rope_scaling"):
+            if scaling is not None and not isinstance(scaling, RopeScaling):
+                raise ValueError(
+                    "rope_scaling must be a LinearScaling, Llama3Scaling or "
+                    f"YarnScaling, got {scaling!r}"
+                )
         if self.position_embedding != "rotary":
             return
         if self.rope_fraction > 1:
@@ -311,6 +339,7 @@ _SIZES = (
     "num_kv_heads",
     "max_length",
 )
+_PER_LAYER = ("sliding_window", "rope_theta", "rope_scaling")
 _FLAGS = (
     "query_bias",
     "key_bias",
@@ -325,6 +354,7 @@ _FLAGS = (
 )
 _CHOICES = {
     "position_embedding": PositionEmbedding,
+    "qk_norm_span": QKNormSpan,
     "norm": Norm,
     "norm_placement": NormPlacement,
     "block_layout": BlockLayout,
@@ -332,29 +362,25 @@ _CHOICES = {
     "param_dtype": DType,
     "dtype": DType,
 }
-_POSITIVE = ("rope_theta", "rope_fraction", "norm_eps")
+_POSITIVE = ("rope_fraction", "norm_eps")
 _POSITIVE_OR_NONE = (
     "attn_logit_softcap",
     "attn_scale",
     "embedding_scale",
+    "residual_scale",
+    "logit_scale",
     "final_logit_softcap",
 )
 _DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
 
 
-def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
-    """Refuses numbers of heads that cannot be shared evenly.
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return scaling_to_dict(value) if isinstance(value, RopeScaling) else value
 
-    Args:
-      num_heads: N, query heads.
-      num_kv_heads: K, key/value heads; must divide N.
 
-    Raises:
-      ValueError: K does not divide N; the message lists what does.
-    """
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
-        raise ValueError(
-            f"num_kv_heads must divide num_heads = {num_heads}, got {num_kv_heads}; "
-            f"allowed: {', '.join(map(str, divisors))}"
-        )
+def _scalings(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_scalings(entry) for entry in value)
+    return scaling_from_dict(value) if isinstance(value, Mapping) else value

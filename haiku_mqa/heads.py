@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa._arguments import check_kv_heads
 from haiku_mqa.checks import check_params
-from haiku_mqa.config import DecoderConfig, check_kv_heads
+from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.model import Params, build
 
@@ -64,10 +65,13 @@ def convert_heads(
     check_params(params, build(config).param_shapes)
     converted = dataclasses.replace(config, num_kv_heads=num_kv_heads)
     regroup = _regroup(config.num_kv_heads, num_kv_heads, method)
+    sizes = {"key": config.key_size, "value": config.value_size}
+    if config.qk_norm_span == "all_heads":
+        sizes["key_norm"] = config.key_size
     result: dict[str, dict[str, jax.Array]] = {}
     for path, leaves in params.items():
         part = path.rpartition("/")[2] if "/attention/" in path else ""
-        size = {"key": config.key_size, "value": config.value_size}.get(part)
+        size = sizes.get(part)
         result[path] = {
             name: leaf if size is None else regroup(leaf, size)
             for name, leaf in leaves.items()

@@ -216,7 +216,7 @@ def _param_shapes(
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     # Layers differ in what they see, never in their parameters; to trace one takes a
     # thirtieth of the time that thirty take.
-    one = dataclasses.replace(config, num_layers=1, sliding_window=None)
+    one = config.first_layers(1)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.eval_shape(_transform(one).init, rng, tokens)

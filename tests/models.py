@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haiku_mqa.config import (
-    DecoderConfig,
-    LinearScaling,
-    Llama3Scaling,
-    YarnScaling,
-)
+from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Model
+from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 BATCH, LENGTH = 2, 7  # of the tokens that examples read, in rows and tokens
 
@@ -123,6 +119,16 @@ EXAMPLES: dict[str, DecoderConfig] = {
         qk_norm=True,
         norm_placement="after",
         activation="relu",
+    ),
+    "mixed": _config(
+        num_kv_heads=2,
+        key_size=6,
+        qk_norm=True,
+        qk_norm_span="all_heads",
+        rope_theta=(500.0, None),
+        rope_scaling=(LinearScaling(factor=2.0), None),
+        residual_scale=0.5,
+        logit_scale=2.0,
     ),
     "dropout": _config(
         embedding_dropout=0.2, attention_dropout=0.2, residual_dropout=0.2

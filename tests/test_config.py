@@ -17,6 +17,7 @@ from haiku_mqa.config import (
     Norm,
     NormPlacement,
     PositionEmbedding,
+    QKNormSpan,
 )
 from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from tests.models import EXAMPLES
@@ -123,7 +124,7 @@ def test_config_asks_for_a_key_size_where_heads_do_not_divide_the_width():
         _config(num_heads=7)
 
 
-NUMBERS = ["rope_theta", "rope_fraction", "norm_eps"]
+NUMBERS = ["rope_theta", "rope_fraction", "norm_eps", "residual_scale", "logit_scale"]
 OPTIONAL = ["attn_logit_softcap", "attn_scale", "embedding_scale"]
 
 
@@ -157,6 +158,7 @@ def test_config_refuses_a_flag_that_is_neither_true_nor_false(field, value):
 
 CHOICES = {
     "position_embedding": (PositionEmbedding, "rotery", "rotary"),
+    "qk_norm_span": (QKNormSpan, "heads", "head"),
     "norm": (Norm, "rmsnorm", "rms"),
     "norm_placement": (NormPlacement, "befor", "before"),
     "block_layout": (BlockLayout, "parralel", "parallel"),
@@ -178,6 +180,43 @@ def test_config_refuses_an_unknown_choice_and_names_the_nearest(field):
 def test_config_refuses_windows_for_another_number_of_layers(windows):
     with pytest.raises(ValueError, match=f"num_layers = 2 .* got {len(windows)}"):
         _config(sliding_window=windows)
+
+
+@pytest.mark.parametrize("field", ["rope_theta", "rope_scaling"])
+def test_config_refuses_rotary_positions_for_another_number_of_layers(field):
+    with pytest.raises(ValueError, match=f"{field} must have .* = 2 layers, got 3"):
+        _config(**{field: (None, None, None)})
+
+
+def test_config_refuses_a_layer_whose_rotary_base_is_not_above_zero():
+    with pytest.raises(ValueError, match="rope_theta must be a number > 0, got 0"):
+        _config(rope_theta=(500.0, 0))
+    with pytest.raises(ValueError, match="rope_theta must be a number > 0, got None"):
+        _config(rope_theta=None)
+    with pytest.raises(ValueError, match="rope_scaling must be a LinearScaling"):
+        _config(rope_scaling=(None, 2.0))
+
+
+def test_config_rotaries_has_one_entry_for_each_layer():
+    scaling = LinearScaling(factor=2.0)
+    assert _config(rope_theta=5.0).rotaries == ((5.0, None),) * 2
+    mixed = _config(rope_theta=(5.0, None), rope_scaling=(scaling, None))
+    assert mixed.rotaries == ((5.0, scaling), None)
+    assert _config(position_embedding="alibi").rotaries == (None, None)
+
+
+def test_config_of_the_first_layers_keeps_what_each_had():
+    config = _config(sliding_window=(5, None), rope_theta=(9.0, None))
+    first = config.first_layers(1)
+    assert (first.num_layers, first.windows) == (1, (5,))
+    assert first.rotaries == ((9.0, None),)
+    assert _config().first_layers(1) == _config(num_layers=1)
+
+
+def test_config_layer_kinds_tell_windows_and_rotary_positions_apart():
+    kinds = _config(num_layers=3, rope_theta=(9.0, None, 9.0)).layer_kinds
+    assert kinds[0] == kinds[2] != kinds[1]
+    assert len(set(_config(sliding_window=(5, None)).layer_kinds)) == 2
 
 
 def test_config_refuses_a_rope_fraction_above_one():

@@ -71,6 +71,13 @@ def heads_of(params, part, size):
     return np.asarray(w).reshape(CONFIG.d_model, -1, size)
 
 
+def test_copies_change_nothing_where_keys_are_normalised_as_one_vector():
+    config = dataclasses.replace(CONFIG, qk_norm_span="all_heads")
+    params = disturb(hm.build(config).init(jax.random.key(3)))
+    more = hm.convert_heads(params, config, 12)
+    np.testing.assert_allclose(logits(*more, 0), logits(params, config, 0), atol=1e-5)
+
+
 @pytest.mark.parametrize(("part", "size"), [("key", 6), ("value", 10)])
 def test_mean_pools_neighbouring_heads(part, size):
     params, _ = hm.convert_heads(PARAMS, CONFIG, 2)

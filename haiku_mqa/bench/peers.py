@@ -32,6 +32,8 @@ _LLAMA = {
     "attn_scale": None,
     "sliding_window": None,
     "embedding_scale": None,
+    "residual_scale": None,
+    "logit_scale": None,
     "final_logit_softcap": None,
 }
 
@@ -66,6 +68,8 @@ def unlike_llama(config: DecoderConfig) -> list[str]:
     other = [
         field for field, value in _LLAMA.items() if getattr(config, field) != value
     ]
+    if any(rotary != config.rotaries[0] for rotary in config.rotaries):
+        other.append("rope_theta")
     return other + ["value_size"] * (config.value_size != config.key_size)
 
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haiku_mqa._arguments import check_kv_heads
 from haiku_mqa.cache import LayerCache
-from haiku_mqa.config import DecoderConfig, Norm, check_kv_heads
+from haiku_mqa.config import DecoderConfig, Norm, QKNormSpan
 from haiku_mqa.modules.context import Context, LayerOutput, free_context
 from haiku_mqa.modules.linear import Linear, project
 from haiku_mqa.modules.norm import Normalization
@@ -56,6 +57,7 @@ class MultiQueryAttention(hk.Module):
         value_size: int | None = None,
         model_size: int | None = None,
         qk_norm: Norm | None = None,
+        qk_norm_span: QKNormSpan = "head",
         norm_eps: float = 1e-5,
         rotary: tuple[np.ndarray, float] | None = None,
         alibi: bool = False,
@@ -78,7 +80,9 @@ class MultiQueryAttention(hk.Module):
           b_init: Initializer of the biases; zeros if ``None``.
           value_size: Size of a value head; ``key_size`` if ``None``.
           model_size: Size of the output; ``key_size * num_heads`` if ``None``.
-          qk_norm: Kind of norm on each query and key head; none if ``None``.
+          qk_norm: Kind of norm on queries and keys; none if ``None``.
+          qk_norm_span: Whether it sees each ``"head"`` alone, or ``"all_heads"`` of a
+            token as one vector.
           norm_eps: Of that norm.
           rotary: Frequencies and factor of ``ops.rotary_frequencies``; rotates
             queries and keys.
@@ -113,6 +117,7 @@ class MultiQueryAttention(hk.Module):
         self.with_bias = with_bias
         self.b_init = b_init
         self.qk_norm: Norm | None = qk_norm
+        self.qk_norm_span: QKNormSpan = qk_norm_span
         self.norm_eps = norm_eps
         self.rotary = rotary
         self.alibi = alibi
@@ -130,13 +135,13 @@ class MultiQueryAttention(hk.Module):
 
         Args:
           config: The decoder.
-          layer: Which layer, from zero; layers may differ in their window.
+          layer: Which layer, from zero; they may differ in window and positions.
           name: Of the module.
 
         Returns:
           The module.
         """
-        rotary = config.position_embedding == "rotary"
+        rotary = config.rotaries[layer]
         biases = (
             config.query_bias,
             config.key_bias,
@@ -151,12 +156,9 @@ class MultiQueryAttention(hk.Module):
             value_size=config.value_size,
             model_size=config.d_model,
             qk_norm=config.norm if config.qk_norm else None,
+            qk_norm_span=config.qk_norm_span,
             norm_eps=config.norm_eps,
-            rotary=rotary_frequencies(
-                config.rotary_size, config.rope_theta, config.rope_scaling
-            )
-            if rotary
-            else None,
+            rotary=rotary and rotary_frequencies(config.rotary_size, *rotary),
             alibi=config.position_embedding == "alibi",
             scale=config.attn_scale,
             softcap=config.attn_logit_softcap,
@@ -321,13 +323,16 @@ class MultiQueryAttention(hk.Module):
 
     @hk.transparent
     def _normalize(self, heads: jax.Array, name: str) -> jax.Array:
-        return Normalization(
+        norm = Normalization(
             self.qk_norm or "rms",
             eps=self.norm_eps,
             with_bias=False,
             param_dtype=self.param_dtype,
             name=name,
-        )(heads)
+        )
+        if self.qk_norm_span == "head":
+            return norm(heads)
+        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
 
 
 def _flatten_mask(mask: jax.Array, leading: tuple[int, ...]) -> jax.Array:

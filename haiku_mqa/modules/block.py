@@ -6,6 +6,7 @@ from typing import overload
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
 from haiku_mqa.cache import LayerCache
 from haiku_mqa.config import DecoderConfig
@@ -39,7 +40,7 @@ class TransformerDecoderBlock(hk.Module):
 
         Args:
           config: The decoder that the block belongs to.
-          layer: Which layer it is, from zero; layers may differ in their window.
+          layer: Which layer it is, from zero; they may differ in window and positions.
           name: Of the module.
         """
         super().__init__(name=name)
@@ -145,10 +146,12 @@ class TransformerDecoderBlock(hk.Module):
 
     @hk.transparent
     def _after(self, branch: jax.Array, name: str, context: Context) -> jax.Array:
-        """Normalises and drops out what a part made, before it joins the stream."""
+        """Normalises, drops out and scales what a part made, before it is added."""
         if self.config.norm_placement in ("after", "both"):
             branch = Normalization.from_config(self.config, name)(branch)
-        return maybe_dropout(branch, self.config.residual_dropout, context.is_training)
+        rate, scale = self.config.residual_dropout, self.config.residual_scale
+        branch = maybe_dropout(branch, rate, context.is_training)
+        return branch if scale is None else branch * jnp.asarray(scale, branch.dtype)
 
     @hk.transparent
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:

@@ -140,14 +140,17 @@ class TransformerDecoder(hk.Module):
     def _traced_once(self) -> Callable[..., LayerOutput]:
         # Made anew for every call: what jax traced under other circumstances is not
         # to be found again.
-        blocks = {w: _pure_block(self.config, w) for w in set(self.config.windows)}
+        kinds = self.config.layer_kinds
+        blocks = {
+            kind: _pure_block(self.config, kinds.index(kind)) for kind in set(kinds)
+        }
         params = hk.get_params()
 
         def run(
             layer: int, x: jax.Array, context: Context, cache: LayerCache | None
         ) -> LayerOutput:
             own = f"{self.module_name}/layer_{layer}/"
-            block = blocks[self.config.windows[layer]]
+            block = blocks[kinds[layer]]
             return block(_below(own, params), x, context, cache)
 
         return run
@@ -164,11 +167,8 @@ def _below(own: str, params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pure_block(
-    config: DecoderConfig, window: int | None
-) -> Callable[..., LayerOutput]:
-    """Returns the blocks with a window as a pure function of their parameters."""
-    layer = config.windows.index(window)
+def _pure_block(config: DecoderConfig, layer: int) -> Callable[..., LayerOutput]:
+    """Returns the blocks of a layer's kind as a pure function of their parameters."""
 
     def block(x: jax.Array, context: Context, cache: LayerCache | None) -> LayerOutput:
         module = TransformerDecoderBlock(config, layer, name=_ANY_LAYER)

@@ -146,6 +146,8 @@ class DecoderLM(hk.Module):
         else:
             logits = wide_dot(rows, Unembed(config, name="unembed")())
         logits = logits.reshape(*x.shape[:2], config.vocab_size)
+        if config.logit_scale is not None:
+            logits = logits * config.logit_scale
         if config.final_logit_softcap is not None:
             cap = config.final_logit_softcap
             logits = cap * jnp.tanh(logits / cap)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa import kernels
-from haiku_mqa.config import check_kv_heads
+from haiku_mqa._arguments import check_kv_heads
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.ops.fused import Implementation, fused_attention, refusal
 from haiku_mqa.ops.masks import broadcast_mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import secrets
@@ -163,10 +162,7 @@ def _first_layers(config: DecoderConfig, num_layers: int | None) -> DecoderConfi
     if num_layers is None:
         return config
     count = whole_number("num_layers", num_layers, most=config.num_layers)
-    window = config.sliding_window
-    if isinstance(window, tuple):
-        window = window[:count]
-    return dataclasses.replace(config, num_layers=count, sliding_window=window)
+    return config.first_layers(count)
 
 
 def _read_tensor(

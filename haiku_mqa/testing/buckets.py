@@ -116,9 +116,13 @@ BUCKETS: dict[str, DecoderConfig] = {
         max_length=64,
         key_bias=True,
         qk_norm=True,
+        qk_norm_span="all_heads",
         sliding_window=6,
+        rope_theta=(500.0, None),
         rope_scaling=YarnScaling(factor=4.0, original_max_length=16),
         norm_placement="after",
         block_layout="parallel",
+        residual_scale=0.7,
+        logit_scale=1.5,
     ),
 }

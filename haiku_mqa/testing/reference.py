@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 Array = np.ndarray
 Params = Mapping[str, Mapping[str, Any]]
@@ -53,7 +58,7 @@ def _row(config: DecoderConfig, params: Params, tokens: Array) -> Array:
         logits = x @ embeddings.T
     else:
         logits = x @ params["decoder_lm/unembed"]["w"]
-    return _cap(logits, config.final_logit_softcap)
+    return _cap(logits * (config.logit_scale or 1.0), config.final_logit_softcap)
 
 
 def _block(
@@ -66,12 +71,13 @@ def _block(
 
     def attend(y: Array) -> Array:
         y = _attention(config, params, f"{path}/attention", layer, y)
-        return norm("attention_post_norm", ("after", "both"), y)
+        return scale * norm("attention_post_norm", ("after", "both"), y)
 
     def feed(y: Array) -> Array:
         y = _feed_forward(config, params, f"{path}/feed_forward", y)
-        return norm("feed_forward_post_norm", ("after", "both"), y)
+        return scale * norm("feed_forward_post_norm", ("after", "both"), y)
 
+    scale = config.residual_scale or 1.0
     before = ("before", "both")
     one_norm = config.block_layout == "parallel_one_norm"
     second = "attention_norm" if one_norm else "feed_forward_norm"
@@ -94,10 +100,12 @@ def _attention(
     k = _linear(params[f"{path}/key"], x).reshape(length, config.num_kv_heads, -1)
     v = _linear(params[f"{path}/value"], x).reshape(length, config.num_kv_heads, -1)
     if config.qk_norm:
-        q = _norm(config, params[f"{path}/query_norm"], q)
-        k = _norm(config, params[f"{path}/key_norm"], k)
-    if config.position_embedding == "rotary":
-        q, k = _rotate(config, q), _rotate(config, k)
+        q = _head_norm(config, params[f"{path}/query_norm"], q)
+        k = _head_norm(config, params[f"{path}/key_norm"], k)
+    rotary = config.rotaries[layer]
+    if rotary is not None:
+        theta, scaling = rotary
+        q, k = (_rotate(config.rotary_size, theta, scaling, x) for x in (q, k))
     out = np.zeros((length, config.num_heads, config.value_size))
     for head in range(config.num_heads):
         shared = head // group
@@ -143,6 +151,12 @@ def _norm(config: DecoderConfig, params: Mapping[str, Array], x: Array) -> Array
     return x * scale + params.get("offset", 0.0)
 
 
+def _head_norm(config: DecoderConfig, params: Mapping[str, Array], x: Array) -> Array:
+    if config.qk_norm_span == "head":
+        return _norm(config, params, x)
+    return _norm(config, params, x.reshape(len(x), -1)).reshape(x.shape)
+
+
 def _linear(params: Mapping[str, Array], x: Array) -> Array:
     return x @ params["w"] + params.get("b", 0.0)
 
@@ -151,26 +165,27 @@ def _cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * np.tanh(x / cap)
 
 
-def _rotate(config: DecoderConfig, heads: Array) -> Array:
+def _rotate(
+    size: int, theta: float, scaling: RopeScaling | None, heads: Array
+) -> Array:
     """Turns pairs (i, i + R / 2) of each head as complex numbers."""
-    size = config.rotary_size
     half = size // 2
-    frequencies = np.array([_frequency(config, pair) for pair in range(half)])
+    pairs = range(half)
+    frequencies = np.array([_frequency(size, theta, scaling, pair) for pair in pairs])
     factor = 1.0
-    if isinstance(config.rope_scaling, YarnScaling):
-        factor = config.rope_scaling.attention_factor or (
-            0.1 * math.log(config.rope_scaling.factor) + 1
-        )
+    if isinstance(scaling, YarnScaling):
+        factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
     turned = heads.copy()
     for here in range(len(heads)):
-        pairs = heads[here, :, :half] + 1j * heads[here, :, half:size]
-        pairs = pairs * np.exp(1j * here * frequencies) * factor
-        turned[here, :, :half], turned[here, :, half:size] = pairs.real, pairs.imag
+        numbers = heads[here, :, :half] + 1j * heads[here, :, half:size]
+        numbers = numbers * np.exp(1j * here * frequencies) * factor
+        turned[here, :, :half], turned[here, :, half:size] = numbers.real, numbers.imag
     return turned
 
 
-def _frequency(config: DecoderConfig, pair: int) -> float:
-    size, theta, scaling = config.rotary_size, config.rope_theta, config.rope_scaling
+def _frequency(
+    size: int, theta: float, scaling: RopeScaling | None, pair: int
+) -> float:
     plain = theta ** (-2 * pair / size)
     if isinstance(scaling, LinearScaling):
         return plain / scaling.factor

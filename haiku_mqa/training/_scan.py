@@ -25,7 +25,8 @@ _NAME = "block"  # of each block that the loop calls, outside of any decoder
 def repeating_layers(config: DecoderConfig) -> tuple[int, int]:
     """Returns the shortest pattern that a decoder's layers repeat.
 
-    Layers differ in nothing but their window. The last repetition need not be whole.
+    Layers differ in nothing but their window and their rotary positions. The last
+    repetition need not be whole.
 
     Args:
       config: The decoder.
@@ -45,17 +46,18 @@ def repeating_layers(config: DecoderConfig) -> tuple[int, int]:
       ...     DecoderConfig(num_layers=5, sliding_window=windows, **sizes))
       (2, 2)
     """
-    windows, layers = config.windows, config.num_layers
+    kinds, layers = config.layer_kinds, config.num_layers
     period = next(
         size
         for size in range(1, layers + 1)
-        if all(windows[i] == windows[i % size] for i in range(layers))
+        if all(kinds[i] == kinds[i % size] for i in range(layers))
     )
     times = layers // period
     if times == 1 < layers:
         raise ValueError(
-            "scan_layers needs layers that repeat: the pattern of sliding_window must "
-            f"occur at least twice in num_layers = {layers} layers, got {windows}"
+            "scan_layers needs layers that repeat: the pattern of sliding_window, "
+            "rope_theta and rope_scaling must occur at least twice in "
+            f"num_layers = {layers} layers, got {kinds}"
         )
     return period, times
 

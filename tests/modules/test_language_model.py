@@ -77,6 +77,33 @@ def test_embedding_scale_multiplies_what_is_read_and_not_what_is_written():
     )
 
 
+def test_logit_scale_multiplies_the_logits():
+    plain = dataclasses.replace(EXAMPLES["mixed"], logit_scale=None)
+    logits = _compiled(plain)(example_params("mixed"), example_tokens("mixed")).logits
+    np.testing.assert_allclose(2 * logits, example_logits("mixed"), atol=SAME)
+
+
+def test_residual_scale_multiplies_what_each_part_adds():
+    scaled = EXAMPLES["mixed"]
+    plain = dataclasses.replace(scaled, residual_scale=None)
+    params = example_params("mixed")
+    smaller = {
+        path: {"w": leaves["w"] * 0.5} if path.endswith(("linear", "down")) else leaves
+        for path, leaves in params.items()
+    }
+    logits = _compiled(plain)(smaller, example_tokens("mixed")).logits
+    np.testing.assert_allclose(logits, example_logits("mixed"), atol=SAME)
+
+
+def test_a_layer_without_rotary_positions_is_that_of_a_decoder_without_any():
+    bare = dataclasses.replace(EXAMPLES["mixed"], rope_theta=(None, None))
+    none = dataclasses.replace(bare, position_embedding="none")
+    params, tokens = example_params("mixed"), example_tokens("mixed")
+    one, other = (_compiled(config)(params, tokens).logits for config in (bare, none))
+    np.testing.assert_array_equal(one, other)
+    assert float(jnp.abs(one - example_logits("mixed")).max()) > 1e-3
+
+
 def test_final_softcap_caps_the_logits():
     free = dataclasses.replace(EXAMPLES["capped"], final_logit_softcap=None)
     logits = _compiled(free)(example_params("capped"), example_tokens("capped")).logits

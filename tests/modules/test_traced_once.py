@@ -23,6 +23,7 @@ CONFIG = DecoderConfig(
     d_ff=24,
     max_length=8,
     sliding_window=(None, 2, None, 2, 2),
+    rope_theta=(500.0, 500.0, None, 500.0, 20.0),
 )
 MODEL = build(CONFIG)
 PARAMS = MODEL.init(jax.random.key(0))
@@ -79,15 +80,15 @@ def _trace():
     jax.eval_shape(lambda *args: _read_on(*args), PARAMS, TOKENS)
 
 
-def test_layers_of_one_window_are_traced_once(traced):
+def test_layers_of_one_kind_are_traced_once(traced):
     _trace()
-    assert len(traced) == len(set(CONFIG.windows)) == 2
+    assert len(traced) == len(set(CONFIG.layer_kinds)) == 4
 
 
 def test_what_was_traced_serves_no_second_call(traced):
     _trace()
     _trace()
-    assert len(traced) == 4
+    assert len(traced) == 8
 
 
 def test_without_a_cache_each_layer_is_traced_by_itself(traced):

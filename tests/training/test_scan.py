@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haiku_mqa import DecoderConfig, Model
+from haiku_mqa import DecoderConfig, LinearScaling, Model
 from haiku_mqa.training import (
     Batch,
     OptimizerConfig,
@@ -35,8 +35,14 @@ ALTERNATING = dataclasses.replace(
 )
 LEFT_OVER = "alternating, with one left over"
 CONFIGS = {
-    **{name: EXAMPLES[name] for name in FLOAT32 if name != "capped"},
+    **{name: EXAMPLES[name] for name in FLOAT32 if name not in ("capped", "mixed")},
     LEFT_OVER: ALTERNATING,
+    "rotary in every other layer": dataclasses.replace(
+        EXAMPLES["mixed"],
+        num_layers=4,
+        rope_theta=(500.0, None) * 2,
+        rope_scaling=(LinearScaling(factor=2.0), None) * 2,
+    ),
     "one layer": dataclasses.replace(SMALL, num_layers=1),
     "three layers": SMALL,
 }
@@ -247,6 +253,14 @@ def test_rematerialized_loop_needs_less_memory_than_layers_one_by_one():
 def test_pattern_is_the_shortest_that_layers_repeat(layers, windows, expected):
     config = dataclasses.replace(SMALL, num_layers=layers, sliding_window=windows)
     assert repeating_layers(config) == expected
+
+
+def test_pattern_is_one_of_rotary_positions_too():
+    six = dataclasses.replace(SMALL, num_layers=6)
+    some = dataclasses.replace(six, rope_theta=(500.0, 500.0, None) * 2)
+    assert repeating_layers(some) == (3, 2)
+    scaling = (LinearScaling(factor=2.0), None) * 3
+    assert repeating_layers(dataclasses.replace(six, rope_scaling=scaling)) == (2, 3)
 
 
 @pytest.mark.parametrize(

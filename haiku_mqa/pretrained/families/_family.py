@@ -244,9 +244,21 @@ def _meaning(config: DecoderConfig) -> dict[str, Any]:
     if config.norm != "layer":
         idle += ["norm_bias"]
     if config.position_embedding != "rotary":
-        idle += ["rope_theta", "rope_fraction", "rope_scaling"]
+        idle += ["rope_fraction"]
+    if not config.qk_norm:
+        idle += ["qk_norm_span"]
     fields |= {name: defaults[name] for name in idle}
     fields["sliding_window"] = config.windows
+    fields["rope_theta"] = _in_short([r and r[0] for r in config.rotaries])
+    fields["rope_scaling"] = _in_short([r and r[1] for r in config.rotaries])
+    for name in ("embedding_scale", "residual_scale", "logit_scale"):
+        fields[name] = fields[name] or 1.0
     if config.attn_scale is None:
         fields["attn_scale"] = config.key_size**-0.5
     return fields
+
+
+def _in_short(of_layers: list[Any]) -> Any:
+    """Returns what all layers have, if it is the same; else what each has."""
+    first, *others = of_layers
+    return tuple(of_layers) if any(other != first for other in others) else first

@@ -146,6 +146,14 @@ not known
             self._refuse(name, value, f"a number > {above:g}")
         return float(value)
 
+    def number_or_none(self, name: str, default: float | None) -> float | None:
+        """Returns a number above zero, or ``None`` for a null that stands there."""
+        absent = name not in self if name in self._values else default is None
+        if absent:
+            self._read.add(name)
+            return None
+        return self.number(name, _NEEDED if default is None else default)
+
     def rate(self, name: str, default: float) -> float:
         """Returns a share that is dropped, in [0, 1)."""
         value = self._take(name, default)
@@ -179,6 +187,16 @@ not known
         right = isinstance(value, list) and len(value) == length
         if not right or not all(isinstance(item, str) for item in value):
             self._refuse(name, value, f"a list of {length} texts")
+        return value
+
+    def bits(self, name: str, length: int) -> list[int] | None:
+        """Returns so many zeros and ones, or ``None`` where there is no such key."""
+        value = self._take(name, None)
+        if value is None:
+            return None
+        right = isinstance(value, list) and len(value) == length
+        if not right or not all(type(item) is int and item in (0, 1) for item in value):
+            self._refuse(name, value, f"a list of {length} zeros and ones")
         return value
 
     def only(self, name: str, *allowed: Any) -> None:

@@ -40,7 +40,19 @@ def read_rotary(
             "rope_parameters and rope_scaling say the same thing; one alone is allowed"
         )
     old, new = keys.inside("rope_scaling"), keys.inside("rope_parameters")
-    inside = new if old is None else old
+    return read_rotary_inside(new if old is None else old, max_length, theta)
+
+
+def read_rotary_inside(
+    inside: Keys | None, max_length: int, theta: float
+) -> dict[str, Any]:
+    """Returns the fields of a config that one mapping about rotary positions means.
+
+    Args:
+      inside: The mapping, if there is one; all of it is read.
+      max_length: Of the decoder, in tokens.
+      theta: What it is where the mapping has no ``rope_theta``.
+    """
     if inside is None:
         return {"rope_theta": theta, "rope_scaling": None}
     theta = inside.number("rope_theta", theta, above=1.0)
@@ -79,7 +91,7 @@ def _scaling(keys: Keys, max_length: int) -> RopeScaling | None:
 
 
 def write_rotary(config: DecoderConfig) -> dict[str, Any]:
-    """Returns the keys that mean a config's rotary positions.
+    """Returns the keys that mean the rotary positions of all layers that have them.
 
     Args:
       config: Of the decoder.
@@ -87,13 +99,16 @@ def write_rotary(config: DecoderConfig) -> dict[str, Any]:
     Returns:
       The keys of old, which every version of transformers reads.
     """
-    return {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": _scaling_keys(config.rope_scaling),
-    }
+    theta, scaling = next(filter(None, config.rotaries), (10_000.0, None))
+    return {"rope_theta": theta, "rope_scaling": scaling_keys(scaling)}
 
 
-def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
+def scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """Returns the value of ``rope_scaling`` that means a scaling.
+
+    Args:
+      scaling: If there is one.
+    """
     if scaling is None:
         return None
     if isinstance(scaling, LinearScaling):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
@@ -15,15 +16,21 @@ from haiku_mqa.pretrained.families._rotary import read_rotary, write_rotary
 def read_config(keys: Keys) -> DecoderConfig:
     """Returns the config that the keys of a ``config.json`` mean."""
     keys.only("pretraining_tp", 1)  # others only change the order of sums
-    with_bias = keys.flag("attention_bias", False)
     return DecoderConfig(
         **decoder_fields(keys),
-        query_bias=with_bias,
-        key_bias=with_bias,
-        value_bias=with_bias,
-        output_bias=with_bias,
+        **attention_biases(keys),
         ff_bias=keys.flag("mlp_bias", False),
     )
+
+
+def attention_biases(keys: Keys) -> dict[str, Any]:
+    """Returns the fields that ``attention_bias`` sets all alike.
+
+    Args:
+      keys: Of the file.
+    """
+    names = ("query_bias", "key_bias", "value_bias", "output_bias")
+    return dict.fromkeys(names, keys.flag("attention_bias", False))
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
@@ -36,7 +43,11 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
 
 
 def decoder_fields(
-    keys: Keys, *, num_kv_heads: int | None = None, max_length: int = 2048
+    keys: Keys,
+    *,
+    num_kv_heads: int | None = None,
+    max_length: int = 2048,
+    rotary: Callable[[Keys, int], dict[str, Any]] = read_rotary,
 ) -> dict[str, Any]:
     """Returns the fields that all who follow Llama say in the same keys.
 
@@ -45,6 +56,7 @@ def decoder_fields(
       num_kv_heads: What the family takes where the file is silent; as many as there
         are query heads if ``None``.
       max_length: The same of positions.
+      rotary: What reads rotary positions out of the file, given the length.
     """
     heads, d_model = keys.count("num_attention_heads"), keys.count("hidden_size")
     max_length = keys.count("max_position_embeddings", max_length)
@@ -61,7 +73,7 @@ def decoder_fields(
         "activation": keys.choice("hidden_act", ACTIVATIONS, "silu"),
         "attention_dropout": keys.rate("attention_dropout", 0.0),
         "tie_embeddings": keys.flag("tie_word_embeddings", False),
-        **read_rotary(keys, max_length),
+        **rotary(keys, max_length),
     }
 
 
@@ -88,15 +100,30 @@ def decoder_keys(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def tensors(config: DecoderConfig) -> Sequence[Tensor]:
-    """Returns the tensors, and where their numbers belong."""
+NORMS = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "feed_forward_norm",
+}
+QK_NORMS = {
+    "self_attn.q_norm": "attention/query_norm",
+    "self_attn.k_norm": "attention/key_norm",
+}
+
+
+def decoder_tensors(norms: Mapping[str, str]) -> Sequence[Tensor]:
+    """Returns the tensors of all who follow Llama.
+
+    Args:
+      norms: Their names for the norms of a layer, to ours.
+    """
     theirs, ours = "model.layers.{layer}", "decoder/layer_{layer}"
     return (
         table("model.embed_tokens", "embed"),
         *linear("lm_head", "unembed"),
         *norm("model.norm", "decoder/final_norm"),
-        *norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm"),
-        *norm(f"{theirs}.post_attention_layernorm", f"{ours}/feed_forward_norm"),
+        *itertools.chain.from_iterable(
+            norm(f"{theirs}.{name}", f"{ours}/{norms[name]}") for name in norms
+        ),
         *linear(f"{theirs}.self_attn.q_proj", f"{ours}/attention/query"),
         *linear(f"{theirs}.self_attn.k_proj", f"{ours}/attention/key"),
         *linear(f"{theirs}.self_attn.v_proj", f"{ours}/attention/value"),
@@ -105,6 +132,11 @@ def tensors(config: DecoderConfig) -> Sequence[Tensor]:
         *linear(f"{theirs}.mlp.up_proj", f"{ours}/feed_forward/up"),
         *linear(f"{theirs}.mlp.down_proj", f"{ours}/feed_forward/down"),
     )
+
+
+def tensors(config: DecoderConfig) -> Sequence[Tensor]:
+    """Returns the tensors, and where their numbers belong."""
+    return decoder_tensors(NORMS)
 
 
 FAMILY = Family(

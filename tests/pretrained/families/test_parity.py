@@ -15,8 +15,10 @@ from safetensors.numpy import load_file
 
 import haiku_mqa as hm
 from haiku_mqa.pretrained import family_named, family_names
-from tests.pretrained.families.cases import CASES, VOCAB_SIZE
+from tests.pretrained.families import cases, cases_near_llama
+from tests.pretrained.families.cases import VOCAB_SIZE
 
+CASES = {**cases.CASES, **cases_near_llama.CASES}
 pytestmark = pytest.mark.parity
 
 LOGITS = 1e-4  # of float32, whose sums are made in another order
