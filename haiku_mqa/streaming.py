@@ -31,6 +31,8 @@ def text_decoder(tokenizer: Any) -> Decoder:
 
     if isinstance(tokenizer, pretrained.Tokenizer):
         return pretrained.StreamDecoder(tokenizer)
+    if isinstance(tokenizer, pretrained.FolderTokenizer):
+        return WindowDecoder(tokenizer)
     if isinstance(tokenizer, text.Tokenizer):
         return CorpusDecoder(tokenizer)
     return PluginDecoder(tokenizer)
@@ -56,6 +58,41 @@ class CorpusDecoder:
         text = self._tokenizer.decode(self._ids)
         self._ids.clear()
         return text
+
+
+class WindowDecoder:
+    """Streams tokens that say something else at the start of a text than in it.
+
+    Such as a word's piece, whose space is left out where it comes first. What was
+    shown last is decoded again with what is new, and nothing before it. Where bytes
+    are no text, the marks for them can be fewer than in ``decode`` of the whole.
+    """
+
+    def __init__(self, tokenizer: AnyTokenizer):
+        """Begins a text."""
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # shown already, and said something
+        self._new: list[int] = []
+
+    def push(self, token: int, /) -> str:
+        """Returns the text that is whole now that a token has come."""
+        self._new.append(token)
+        text = self._unshown()
+        # Half a character is decoded as a mark at the end, until its rest comes.
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._before, self._new = self._new, []
+        return text
+
+    def finish(self) -> str:
+        """Returns what is left."""
+        text = self._unshown()
+        self._before, self._new = [], []
+        return text
+
+    def _unshown(self) -> str:
+        shown = self._tokenizer.decode(self._before)
+        return self._tokenizer.decode(self._before + self._new)[len(shown) :]
 
 
 class PluginDecoder:

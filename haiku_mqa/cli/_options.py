@@ -16,6 +16,10 @@ from haiku_mqa.errors import unknown_name
 PACKED_MODEL = "shakespeare-mqa"  # comes with the package
 LANGUAGE_MODEL = "smollm2-135m"  # is fetched, and answers in a chat
 DTYPES = ("float32", "bfloat16")
+SOURCE = (
+    "a name that 'zoo list' shows, the folder of a training run or of Hugging Face's "
+    "libraries, or a .gguf file"
+)
 
 Options = argparse._ActionsContainer  # a parser, or a group of its options
 
@@ -157,8 +161,7 @@ def add_model(
         "--model",
         metavar="NAME_OR_PATH",
         default=default,
-        help="a name that 'zoo list' shows, the folder of a training run, or a .gguf "
-        f"file (default: {shown or default})",
+        help=f"{SOURCE} (default: {shown or default})",
     )
 
 

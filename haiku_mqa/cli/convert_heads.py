@@ -52,8 +52,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
-        help="a name that 'zoo list' shows, the folder of a training run, or a .gguf "
-        "file",
+        help=_options.SOURCE,
     )
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="the new folder; an empty one will do"

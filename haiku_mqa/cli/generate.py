@@ -162,9 +162,9 @@ def _encoded(loaded: LoadedModel, prompt: str, args: argparse.Namespace) -> list
 
 
 def _encoded_text(tokenizer: Any, text: str, *, begins: bool) -> list[int]:
-    from haiku_mqa.pretrained import Tokenizer
+    from haiku_mqa.pretrained import ChatTokenizer
 
-    if isinstance(tokenizer, Tokenizer):
+    if isinstance(tokenizer, ChatTokenizer):
         # What begins a sequence has no place in the middle of one.
         return tokenizer.encode(text, add_special_tokens=begins)
     return list(tokenizer.encode(text)) if text else []

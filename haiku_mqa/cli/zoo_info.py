@@ -34,8 +34,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "name",
         metavar="NAME_OR_PATH",
-        help="a name that 'zoo list' shows, the folder of a training run, or a .gguf "
-        "file",
+        help=_options.SOURCE,
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -5,6 +5,7 @@ and what cannot be meant ends in an error that says where.
 """
 
 from haiku_mqa.pretrained.chat import render_chat
+from haiku_mqa.pretrained.chat_tokenizer import ChatTokenizer
 from haiku_mqa.pretrained.families import (
     Family,
     Keys,
@@ -14,9 +15,14 @@ from haiku_mqa.pretrained.families import (
 )
 from haiku_mqa.pretrained.folder import (
     config_from_folder,
+    family_of_folder,
     from_pretrained,
     is_pretrained_folder,
     save_pretrained,
+)
+from haiku_mqa.pretrained.folder_tokenizer import (
+    FolderTokenizer,
+    tokenizer_from_folder,
 )
 from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
 from haiku_mqa.pretrained.llama import config_from_gguf, params_from_gguf
@@ -29,7 +35,9 @@ from haiku_mqa.pretrained.tokenizer import (
 )
 
 __all__ = [
+    "ChatTokenizer",
     "Family",
+    "FolderTokenizer",
     "GGUFFile",
     "GGUFTensor",
     "Keys",
@@ -41,6 +49,7 @@ __all__ = [
     "config_from_gguf",
     "family_named",
     "family_names",
+    "family_of_folder",
     "from_pretrained",
     "is_pretrained_folder",
     "load_adapters",
@@ -50,5 +59,6 @@ __all__ = [
     "render_chat",
     "save_adapters",
     "save_pretrained",
+    "tokenizer_from_folder",
     "tokenizer_from_gguf",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from haiku_mqa.errors import FormatError, unknown_name
 from haiku_mqa.pretrained._bounds import in_one_line
+from haiku_mqa.pretrained._special_tokens import SpecialTokens
 
 MODELS = ("gpt2",)
 PRE_TOKENIZERS = ("smollm",)
@@ -21,7 +22,7 @@ _END_OF_TURN = "<|im_end|>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Vocabulary:
+class Vocabulary(SpecialTokens):
     """All that a byte-pair tokenizer is made of.
 
     Attributes:
@@ -29,22 +30,12 @@ class Vocabulary:
       merges: Which neighbours become one, the first before the later ones.
       control: Ids of the tokens that steer the model and are no text.
       user_defined: Ids of the tokens that are found in text before anything else.
-      bos_token: The id that begins a sequence.
-      end_tokens: Ids that end an answer.
-      prefix: Ids that the file asks to put before a text.
-      suffix: Ids that it asks to put after.
-      chat_template: Jinja, or ``None``.
     """
 
     tokens: list[str]
     merges: list[tuple[str, str]]
     control: tuple[int, ...]
     user_defined: tuple[int, ...]
-    bos_token: int | None
-    end_tokens: tuple[int, ...]
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-    chat_template: str | None
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:

@@ -53,6 +53,23 @@ def is_pretrained_folder(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def family_of_folder(path: str | os.PathLike[str]) -> str | None:
+    """Returns the ``model_type`` of a folder, ``None`` where it is another's.
+
+    Args:
+      path: Any path.
+
+    Example:
+      >>> family_of_folder("nowhere") is None
+      True
+    """
+    try:
+        found = read_json(Path(path) / CONFIG).get("model_type")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def config_from_folder(
     folder: str | os.PathLike[str], *, dtype: DType = "float32"
 ) -> DecoderConfig:

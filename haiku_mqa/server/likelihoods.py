@@ -26,7 +26,7 @@ class TokenTexts:
         """Takes any tokenizer; of one from elsewhere only ``decode`` is needed."""
         self._decode = (
             functools.partial(tokenizer.decode, skip_special_tokens=False)
-            if isinstance(tokenizer, pretrained.Tokenizer)
+            if isinstance(tokenizer, pretrained.ChatTokenizer)
             else tokenizer.decode
         )
 

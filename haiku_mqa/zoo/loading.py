@@ -57,7 +57,8 @@ def load_pretrained(
 
     Args:
       source: A name of the zoo, whose weights are fetched if need be; or the path of
-        a folder that holds a model, as a training run's does, or of a ``.gguf`` file.
+        a folder that holds a model, as a training run's or Hugging Face's does, or of
+        a ``.gguf`` file.
       dtype: What its parameters are stored in and computed with.
       quantize: ``"int8"`` stores its matrices in a byte a number, as
         ``quantize_params`` does: for inference alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import re
 from pathlib import Path
@@ -18,11 +19,22 @@ from haiku_mqa._keep import Keep, aligned_empty, on_device
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
 from haiku_mqa.model import Params, build
-from haiku_mqa.pretrained import config_from_gguf, read_gguf, read_pretrained
+from haiku_mqa.pretrained import (
+    config_from_folder,
+    config_from_gguf,
+    family_of_folder,
+    from_pretrained,
+    is_pretrained_folder,
+    read_gguf,
+    read_pretrained,
+    tokenizer_from_folder,
+)
 from haiku_mqa.text import AnyTokenizer, load_tokenizer
 from haiku_mqa.zoo.spec import API_VERSION, ModelMetadata, ModelSpec
 
 _UNVERSIONED = "unversioned"
+_CARD = "README.md"
+_MOST_OF_CARD = 2**16  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +60,7 @@ def read_path(
     """Reads a model folder or a model file.
 
     Args:
-      path: A folder, as a training run's is, or a ``.gguf`` file.
+      path: A folder, as a training run's or Hugging Face's is, or a ``.gguf`` file.
       dtype: What the decoder computes in, and what its parameters become.
       keep: What becomes of each parameter; it is put on the default device if left
         out.
@@ -66,6 +78,11 @@ def read_path(
         read = read_pretrained(path, dtype=dtype, keep=keep)
         about = _about_file(path, read.metadata)
         return FoundModel(read.config, read.params, read.tokenizer, about)
+    if is_pretrained_folder(path):
+        # First: it is small, and may be what is wrong.
+        tokenizer = _foreign_tokenizer(path)
+        model, params = from_pretrained(path, dtype=dtype, keep=keep)
+        return FoundModel(model.config, params, tokenizer, _about_foreign(path))
     config = dataclasses.replace(_config_of(path), dtype=dtype, param_dtype=dtype)
     params = model_folder.read_weights(path, config, _in_its_dtype(keep))
     return FoundModel(config, params, _tokenizer_of(path, config), _about_folder(path))
@@ -86,7 +103,11 @@ def describe_path(path: Path) -> ModelSpec:
       OSError: Something is not there, or cannot be read.
     """
     version = _UNVERSIONED
-    if path.is_dir():
+    load_tokenizer = functools.partial(_any_tokenizer, path)
+    if is_pretrained_folder(path):
+        config, about = config_from_folder(path), _about_foreign(path)
+        load_tokenizer = functools.partial(_foreign_tokenizer, path)
+    elif path.is_dir():
         config, about = _config_of(path), _about_folder(path)
         if (path / model_folder.WEIGHTS).exists():
             steps = model_folder.read_metadata(path).get("step")
@@ -110,7 +131,7 @@ def describe_path(path: Path) -> ModelSpec:
         apply=model.apply,
         init_cache=model.init_cache,
         load_params=lambda: read_path(path, dtype=config.param_dtype).params,
-        load_tokenizer=lambda: read_path(path).tokenizer,
+        load_tokenizer=load_tokenizer,
     )
 
 
@@ -133,16 +154,16 @@ def _check_exists(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if path.suffix.lower() != ".gguf":
         raise ValueError(
-            "path must be a model folder, as a training run's is, or a .gguf file, "
-            f"got {str(path)!r}"
+            "path must be a model folder, as a training run's or Hugging Face's is, or "
+            f"a .gguf file, got {str(path)!r}"
         )
 
 
 def _config_of(folder: Path) -> DecoderConfig:
     if not (folder / model_folder.CONFIG).exists():
         raise ValueError(
-            "path must be a model folder, as a training run's is, or a .gguf file, "
-            f"got {str(folder)!r}, which has no {model_folder.CONFIG}"
+            "path must be a model folder, as a training run's or Hugging Face's is, or "
+            f"a .gguf file, got {str(folder)!r}, which has no {model_folder.CONFIG}"
         )
     return model_folder.read_config(folder)
 
@@ -166,6 +187,36 @@ def _about_folder(folder: Path) -> ModelMetadata:
         source=str(folder),
         capabilities=("logits", "cache", "pretrained"),
     )
+
+
+def _any_tokenizer(path: Path) -> AnyTokenizer | None:
+    return read_path(path).tokenizer
+
+
+def _foreign_tokenizer(folder: Path) -> AnyTokenizer | None:
+    vocab_size = config_from_folder(folder).vocab_size
+    return tokenizer_from_folder(folder, vocab_size=vocab_size)
+
+
+def _about_foreign(folder: Path) -> ModelMetadata:
+    return ModelMetadata(
+        description=f"a decoder of the family {family_of_folder(folder)} in {folder}",
+        license=_license_of(folder / _CARD),
+        source=str(folder),
+        capabilities=("logits", "cache", "pretrained"),
+    )
+
+
+def _license_of(card: Path) -> str:
+    """Returns what the first lines of a model's card say of its licence."""
+    try:
+        with open(card, encoding="utf-8", errors="replace") as file:
+            head = file.read(_MOST_OF_CARD)
+    except OSError:
+        return ""
+    front = head.split("\n---", 1)[0] if head.startswith("---") else ""
+    found = re.search(r"^license:[ \t]*([\w.+-]{1,60})[ \t]*$", front, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _about_file(path: Path, about: dict[str, Any]) -> ModelMetadata:

@@ -105,7 +105,7 @@ def test_file_of_something_else_is_refused(tmp_path):
 
 
 def test_folder_of_another_program_is_a_format_error(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "config.json").write_text(json.dumps({"format": "of another"}))
     with pytest.raises(hm.FormatError, match="is no decoder's config"):
         hm.load_pretrained(tmp_path)
 
