@@ -100,6 +100,7 @@ def _measured(kind, arguments, tasks):
         model_args=arguments,
         tasks=list(TASKS),
         batch_size=3,
+        device="cpu",
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
