@@ -100,4 +100,7 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         **_UNTIED,
         "layer_types": [_FULL],
     },
+    ("olmo2", MULTI_HEAD, "biases"): {**_SIZES, **_BIASES},
+    ("olmo2", GROUPED, "key size"): {**_TWO, **_GROUPED, "head_dim": 10},
+    ("olmo2", MULTI_QUERY, "tied"): {**_SIZES, **_ONE, **_TIED},
 }
