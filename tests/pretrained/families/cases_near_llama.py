@@ -103,4 +103,25 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("olmo2", MULTI_HEAD, "biases"): {**_SIZES, **_BIASES},
     ("olmo2", GROUPED, "key size"): {**_TWO, **_GROUPED, "head_dim": 10},
     ("olmo2", MULTI_QUERY, "tied"): {**_SIZES, **_ONE, **_TIED},
+    ("smollm3", MULTI_HEAD, "a layer without positions"): {
+        **_TWO,
+        "no_rope_layers": [0, 1],
+        "rope_scaling": {"rope_type": "linear", "factor": 2.5},
+        "rope_theta": 500.0,
+    },
+    ("smollm3", GROUPED, "every other without, and with a window"): {
+        **_TWO,
+        **_GROUPED,
+        "head_dim": 10,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 3,
+    },
+    ("smollm3", MULTI_QUERY, "biases, untied"): {
+        **_SIZES,
+        **_ONE,
+        **_BIASES,
+        **_UNTIED,
+        "mlp_bias": True,
+    },
 }
