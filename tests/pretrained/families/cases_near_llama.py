@@ -124,4 +124,17 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         **_UNTIED,
         "mlp_bias": True,
     },
+    ("granite", MULTI_HEAD, "factors, biases"): {
+        **_SIZES,
+        **_FACTORS,
+        **_BIASES,
+        "mlp_bias": True,
+    },
+    ("granite", GROUPED, "factors, key size"): {
+        **_TWO,
+        **_FACTORS,
+        **_GROUPED,
+        "head_dim": 10,
+    },
+    ("granite", MULTI_QUERY, "no factors, tied"): {**_SIZES, **_ONE, **_TIED},
 }
