@@ -266,7 +266,8 @@ def save_pretrained(
         _write_weights(part, chosen, config, params, max_shard_size)
         _write_tokenizer(part, tokenizer)
         dtype = str(np.dtype(params["decoder_lm/embed"]["embeddings"].dtype))
-        _write_json(part / CONFIG, {**keys, **ids, "torch_dtype": dtype})
+        keys |= {**ids, "pad_token_id": None, "torch_dtype": dtype}
+        _write_json(part / CONFIG, keys)
         _write_json(part / GENERATION, {"_from_model_config": True, **ids})
         os.replace(part, folder)
     finally:

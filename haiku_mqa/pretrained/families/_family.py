@@ -247,6 +247,8 @@ def _meaning(config: DecoderConfig) -> dict[str, Any]:
         idle += ["rope_theta", "rope_fraction", "rope_scaling"]
     fields |= {name: defaults[name] for name in idle}
     fields["sliding_window"] = config.windows
+    if config.position_embedding == "rotary":
+        fields["rope_fraction"] = config.rotary_size / config.key_size
     if config.attn_scale is None:
         fields["attn_scale"] = config.key_size**-0.5
     return fields

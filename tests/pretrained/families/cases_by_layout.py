@@ -1,0 +1,36 @@
+"""Tiny decoders of families whose blocks, or whose tensors, lie otherwise than Llama's.
+
+Parts beside each other, queries, keys and values in one matrix, gate and up in one,
+rotary pairs that are neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.pretrained.families.cases import (
+    LLAMA,
+    MULTI_HEAD,
+)
+
+# (family, heads, what else is peculiar) -> keys
+CASES: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("gpt_neox", MULTI_HEAD, "parallel, in part rotated"): {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "hidden_size": 40,
+        "rotary_pct": 0.45,  # 4.5 of 10
+        "rotary_emb_base": 500,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.5},
+    },
+    ("gpt_neox", MULTI_HEAD, "sequential, no biases, tied"): {
+        **LLAMA,
+        "hidden_size": 30,
+        "num_attention_heads": 3,
+        "rotary_pct": 1.0,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "hidden_act": "gelu_fast",
+    },
+}
