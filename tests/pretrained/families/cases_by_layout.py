@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from tests.pretrained.families.cases import (
+    GROUPED,
     LLAMA,
     MULTI_HEAD,
+    MULTI_QUERY,
 )
 
 # (family, heads, what else is peculiar) -> keys
@@ -32,5 +34,27 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "attention_bias": False,
         "tie_word_embeddings": True,
         "hidden_act": "gelu_fast",
+    },
+    ("starcoder2", MULTI_HEAD, "untied, no biases"): {
+        **LLAMA,
+        "num_key_value_heads": 4,
+        "use_bias": False,
+        "tie_word_embeddings": False,
+    },
+    ("starcoder2", GROUPED, "window, key size"): {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "sliding_window": 4,
+    },
+    ("starcoder2", MULTI_QUERY, "yarn"): {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
     },
 }
