@@ -57,4 +57,19 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
             "original_max_position_embeddings": 16,
         },
     },
+    ("phi3", MULTI_HEAD, "window"): {**LLAMA, "sliding_window": 3},
+    ("phi3", GROUPED, "key size, in part rotated"): {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "hidden_size": 36,
+        "partial_rotary_factor": 0.75,
+        "rope_theta": 500.0,
+    },
+    ("phi3", MULTI_QUERY, "tied"): {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
 }
