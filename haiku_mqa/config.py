@@ -52,6 +52,8 @@ class DecoderConfig:
       output_bias: Whether attention's output projection has a bias.
       qk_norm: Whether each query and key head is normalised (with ``norm``'s kind)
         before rotary positions (Henry et al. 2020).
+      qk_norm_by_head: Whether each head has a scale of its own for that norm; else
+        all query heads share one, and all key heads (Cohere).
       attn_logit_softcap: Caps attention logits c * tanh(x / c); ``None`` is off
         (Gemma 2).
       attn_scale: Factor on attention logits; ``key_size ** -0.5`` if ``None``.
@@ -80,6 +82,9 @@ class DecoderConfig:
       ff_bias: Whether the feed-forward's projections have biases.
       tie_embeddings: Whether the output matrix is the embedding's.
       embedding_scale: Factor on token embeddings; ``None`` is one.
+      logit_bias: Whether a bias is added to the logits, tied or not (GPT-J).
+      logit_scale: Factor on the logits, their bias included, before they are capped;
+        ``None`` is one (Cohere).
       final_logit_softcap: Caps the logits c * tanh(x / c); ``None`` is off.
       embedding_dropout: Dropped share of the embeddings while training, in [0, 1).
       attention_dropout: Dropped share of attention weights while training.
@@ -118,6 +123,7 @@ class DecoderConfig:
     value_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = False
+    qk_norm_by_head: bool = False
     attn_logit_softcap: float | None = None
     attn_scale: float | None = None
     sliding_window: int | tuple[int | None, ...] | None = None
@@ -140,6 +146,8 @@ class DecoderConfig:
 
     tie_embeddings: bool = True
     embedding_scale: float | None = None
+    logit_bias: bool = False
+    logit_scale: float | None = None
     final_logit_softcap: float | None = None
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -295,6 +303,10 @@ class DecoderConfig:
             )
 
     def _check_block(self) -> None:
+        if self.qk_norm_by_head and not self.qk_norm:
+            raise ValueError(
+                "qk_norm_by_head is of a norm: qk_norm must be True, got False"
+            )
         if self.block_layout != "sequential" and self.norm_placement == "residual":
             raise ValueError(
                 "norm_placement = 'residual' normalises the sum after each part in "
@@ -317,11 +329,13 @@ _FLAGS = (
     "value_bias",
     "output_bias",
     "qk_norm",
+    "qk_norm_by_head",
     "norm_bias",
     "final_norm",
     "gated",
     "ff_bias",
     "tie_embeddings",
+    "logit_bias",
 )
 _CHOICES = {
     "position_embedding": PositionEmbedding,
@@ -337,6 +351,7 @@ _POSITIVE_OR_NONE = (
     "attn_logit_softcap",
     "attn_scale",
     "embedding_scale",
+    "logit_scale",
     "final_logit_softcap",
 )
 _DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")

@@ -124,7 +124,7 @@ def test_config_asks_for_a_key_size_where_heads_do_not_divide_the_width():
 
 
 NUMBERS = ["rope_theta", "rope_fraction", "norm_eps"]
-OPTIONAL = ["attn_logit_softcap", "attn_scale", "embedding_scale"]
+OPTIONAL = ["attn_logit_softcap", "attn_scale", "embedding_scale", "logit_scale"]
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", True])
@@ -194,6 +194,11 @@ def test_config_refuses_a_rope_scaling_that_is_none_of_ours():
 def test_config_refuses_norms_on_the_sum_of_parallel_parts(layout):
     with pytest.raises(ValueError, match=f"'sequential', got {layout!r}"):
         _config(block_layout=layout, norm_placement="residual")
+
+
+def test_config_refuses_scales_by_head_for_norms_that_are_not_there():
+    with pytest.raises(ValueError, match="qk_norm must be True, got False"):
+        _config(qk_norm_by_head=True)
 
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_length": 64}

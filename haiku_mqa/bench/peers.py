@@ -32,6 +32,8 @@ _LLAMA = {
     "attn_scale": None,
     "sliding_window": None,
     "embedding_scale": None,
+    "logit_bias": False,
+    "logit_scale": None,
     "final_logit_softcap": None,
 }
 

@@ -56,6 +56,7 @@ class MultiQueryAttention(hk.Module):
         value_size: int | None = None,
         model_size: int | None = None,
         qk_norm: Norm | None = None,
+        qk_norm_by_head: bool = False,
         norm_eps: float = 1e-5,
         rotary: tuple[np.ndarray, float] | None = None,
         alibi: bool = False,
@@ -79,6 +80,7 @@ class MultiQueryAttention(hk.Module):
           value_size: Size of a value head; ``key_size`` if ``None``.
           model_size: Size of the output; ``key_size * num_heads`` if ``None``.
           qk_norm: Kind of norm on each query and key head; none if ``None``.
+          qk_norm_by_head: Whether each head has a scale of its own for it.
           norm_eps: Of that norm.
           rotary: Frequencies and factor of ``ops.rotary_frequencies``; rotates
             queries and keys.
@@ -113,6 +115,7 @@ class MultiQueryAttention(hk.Module):
         self.with_bias = with_bias
         self.b_init = b_init
         self.qk_norm: Norm | None = qk_norm
+        self.qk_norm_by_head = qk_norm_by_head
         self.norm_eps = norm_eps
         self.rotary = rotary
         self.alibi = alibi
@@ -151,6 +154,7 @@ class MultiQueryAttention(hk.Module):
             value_size=config.value_size,
             model_size=config.d_model,
             qk_norm=config.norm if config.qk_norm else None,
+            qk_norm_by_head=config.qk_norm_by_head,
             norm_eps=config.norm_eps,
             rotary=rotary_frequencies(
                 config.rotary_size, config.rope_theta, config.rope_scaling
@@ -325,6 +329,7 @@ class MultiQueryAttention(hk.Module):
             self.qk_norm or "rms",
             eps=self.norm_eps,
             with_bias=False,
+            by_head=self.qk_norm_by_head,
             param_dtype=self.param_dtype,
             name=name,
         )(heads)

@@ -53,7 +53,9 @@ def _row(config: DecoderConfig, params: Params, tokens: Array) -> Array:
         logits = x @ embeddings.T
     else:
         logits = x @ params["decoder_lm/unembed"]["w"]
-    return _cap(logits, config.final_logit_softcap)
+    if config.logit_bias:
+        logits = logits + params["decoder_lm/unembed"]["b"]
+    return _cap(logits * (config.logit_scale or 1.0), config.final_logit_softcap)
 
 
 def _block(

@@ -13,7 +13,10 @@ from tests.pretrained.families.cases import (
     LLAMA,
     MULTI_HEAD,
     MULTI_QUERY,
+    VOCAB_SIZE,
 )
+
+GPTJ = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 1, "n_positions": 24}
 
 # (family, heads, what else is peculiar) -> keys
 CASES: dict[tuple[str, str, str], dict[str, Any]] = {
@@ -70,6 +73,20 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("phi3", MULTI_QUERY, "tied"): {
         **LLAMA,
         "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
+    ("gptj", MULTI_HEAD, "in part rotated"): {
+        **GPTJ,
+        "n_layer": 2,
+        "n_head": 4,
+        "rotary_dim": 6,
+    },
+    ("gptj", MULTI_HEAD, "tied"): {
+        **GPTJ,
+        "n_embd": 30,
+        "n_head": 3,
+        "n_inner": 37,
+        "rotary_dim": 10,
         "tie_word_embeddings": True,
     },
 }
