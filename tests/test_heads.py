@@ -65,7 +65,7 @@ def test_more_heads_copy_scales_that_are_each_heads_own():
     np.testing.assert_allclose(
         logits(params, config, 0), logits(old, BY_HEAD, 0), rtol=0, atol=CLOSE
     )
-    assert equal(hm.convert_heads(params, config, 4)[0], old)
+    assert equal(hm.convert_heads(params, config, 4, "first")[0], old)
 
 
 @pytest.mark.parametrize("method", ["mean", "first"])
