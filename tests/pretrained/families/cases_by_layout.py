@@ -89,4 +89,22 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "rotary_dim": 10,
         "tie_word_embeddings": True,
     },
+    ("stablelm", MULTI_HEAD, "parallel, biases"): {
+        **LLAMA,
+        "num_key_value_heads": 4,
+        "use_qkv_bias": True,
+        "use_parallel_residual": True,
+    },
+    ("stablelm", GROUPED, "in part rotated"): {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "hidden_size": 40,
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.45,
+    },
+    ("stablelm", MULTI_QUERY, "tied"): {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
 }
