@@ -107,4 +107,19 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "num_key_value_heads": 1,
         "tie_word_embeddings": True,
     },
+    ("cohere", MULTI_HEAD, "biases"): {**LLAMA, "attention_bias": True},
+    ("cohere", GROUPED, "norms by head, key size"): {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "use_qk_norm": True,
+        "logit_scale": 0.3,
+    },
+    ("cohere", MULTI_QUERY, "untied"): {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "rope_theta": 500.0,
+        "tie_word_embeddings": False,
+    },
 }
