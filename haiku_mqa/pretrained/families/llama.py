@@ -45,6 +45,7 @@ def decoder_fields(
     keys: Keys,
     *,
     num_kv_heads: int | None = None,
+    key_size: int | None = None,
     max_length: int = 2048,
     norm_eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
     activation: str = "silu",
@@ -59,6 +60,7 @@ def decoder_fields(
       keys: Of the file.
       num_kv_heads: What the family takes where the file is silent; as many as there
         are query heads if ``None``.
+      key_size: The same of the size of a head; ``hidden_size`` by heads if ``None``.
       max_length: The same of positions.
       norm_eps: The family's key for it, and the same of it.
       activation: The same of the activation.
@@ -70,7 +72,7 @@ def decoder_fields(
     """
     heads, d_model = keys.count("num_attention_heads"), keys.count("hidden_size")
     max_length = keys.count("max_position_embeddings", max_length)
-    key_size = keys.count("head_dim", max(1, d_model // heads))
+    key_size = keys.count("head_dim", key_size or max(1, d_model // heads))
     rotary = read_rotary(
         keys,
         max_length,

@@ -122,4 +122,22 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "rope_theta": 500.0,
         "tie_word_embeddings": False,
     },
+    ("glm4", MULTI_HEAD, "no biases"): {
+        **LLAMA,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "attention_bias": False,
+    },
+    ("glm4", GROUPED, "key size, in part rotated"): {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+    },
+    ("glm4", MULTI_QUERY, "tied"): {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "tie_word_embeddings": True,
+    },
 }
