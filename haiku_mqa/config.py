@@ -17,7 +17,7 @@ from haiku_mqa.rope_scaling import RopeScaling, scaling_from_dict, scaling_to_di
 
 PositionEmbedding = Literal["none", "learned", "rotary", "alibi"]
 Norm = Literal["layer", "rms", "rms_one_plus"]
-QKNormSpan = Literal["head", "all_heads"]
+QKNormSpan = Literal["head", "own_head", "all_heads"]
 NormPlacement = Literal["before", "after", "both", "residual"]
 BlockLayout = Literal["sequential", "parallel", "parallel_one_norm"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -52,6 +52,7 @@ class DecoderConfig:
       qk_norm: Whether each query and key head is normalised (with ``norm``'s kind)
         before rotary positions (Henry et al. 2020).
       qk_norm_span: ``"head"``, each head by itself with one scale for all; or
+        ``"own_head"``, each by itself with a scale of its own (Cohere); or
         ``"all_heads"``, those of a token as one vector (OLMo 2).
       attn_logit_softcap: Caps attention logits c * tanh(x / c); ``None`` is off
         (Gemma 2).
@@ -84,7 +85,9 @@ class DecoderConfig:
       tie_embeddings: Whether the output matrix is the embedding's.
       embedding_scale: Factor on token embeddings; ``None`` is one.
       residual_scale: Factor on what each part adds to the stream; likewise.
-      logit_scale: Factor on the logits, before they are capped; likewise.
+      logit_bias: Whether a bias is added to the logits, tied or not (GPT-J).
+      logit_scale: Factor on the logits, their bias included, before they are capped;
+        ``None`` is one (Cohere).
       final_logit_softcap: Caps the logits c * tanh(x / c); ``None`` is off.
       embedding_dropout: Dropped share of the embeddings while training, in [0, 1).
       attention_dropout: Dropped share of attention weights while training.
@@ -147,6 +150,7 @@ class DecoderConfig:
     tie_embeddings: bool = True
     embedding_scale: float | None = None
     residual_scale: float | None = None
+    logit_bias: bool = False
     logit_scale: float | None = None
     final_logit_softcap: float | None = None
     embedding_dropout: float = 0.0
@@ -351,6 +355,7 @@ _FLAGS = (
     "gated",
     "ff_bias",
     "tie_embeddings",
+    "logit_bias",
 )
 _CHOICES = {
     "position_embedding": PositionEmbedding,

@@ -76,6 +76,9 @@ def convert_heads(
             name: leaf if size is None else regroup(leaf, size)
             for name, leaf in leaves.items()
         }
+        if part == "key_norm" and config.qk_norm_span == "own_head":
+            flat = regroup(leaves["scale"].reshape(-1), config.key_size)
+            result[path] = {"scale": flat.reshape(num_kv_heads, config.key_size)}
     if method == "random" and rng is not None and num_kv_heads < config.num_kv_heads:
         fresh = build(converted).init(rng)
         result = {

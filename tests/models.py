@@ -130,6 +130,17 @@ EXAMPLES: dict[str, DecoderConfig] = {
         residual_scale=0.5,
         logit_scale=2.0,
     ),
+    "by_head": _config(
+        num_kv_heads=2,
+        norm="layer",
+        norm_bias=False,
+        qk_norm=True,
+        qk_norm_span="own_head",
+        block_layout="parallel_one_norm",
+        logit_bias=True,
+        logit_scale=0.3,
+        final_logit_softcap=5.0,
+    ),
     "dropout": _config(
         embedding_dropout=0.2, attention_dropout=0.2, residual_dropout=0.2
     ),

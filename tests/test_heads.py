@@ -32,6 +32,9 @@ CONFIG = hm.DecoderConfig(
 PARAMS = disturb(hm.build(CONFIG).init(jax.random.key(0)))
 
 
+BY_HEAD = dataclasses.replace(CONFIG, qk_norm_span="own_head")
+
+
 def logits(params, config, seed):
     tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 9))
     return np.asarray(hm.build(config).apply(params, None, jnp.asarray(tokens)).logits)
@@ -54,6 +57,15 @@ def test_more_heads_are_the_same_function(num_kv_heads, seed):
     np.testing.assert_allclose(
         logits(params, config, seed), logits(PARAMS, CONFIG, seed), rtol=0, atol=CLOSE
     )
+
+
+def test_more_heads_copy_scales_that_are_each_heads_own():
+    old = disturb(hm.build(BY_HEAD).init(jax.random.key(0)))
+    params, config = hm.convert_heads(old, BY_HEAD, 12)
+    np.testing.assert_allclose(
+        logits(params, config, 0), logits(old, BY_HEAD, 0), rtol=0, atol=CLOSE
+    )
+    assert equal(hm.convert_heads(params, config, 4, "first")[0], old)
 
 
 @pytest.mark.parametrize("method", ["mean", "first"])

@@ -33,6 +33,7 @@ _LLAMA = {
     "sliding_window": None,
     "embedding_scale": None,
     "residual_scale": None,
+    "logit_bias": False,
     "logit_scale": None,
     "final_logit_softcap": None,
 }

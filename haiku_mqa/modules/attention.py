@@ -81,8 +81,9 @@ class MultiQueryAttention(hk.Module):
           value_size: Size of a value head; ``key_size`` if ``None``.
           model_size: Size of the output; ``key_size * num_heads`` if ``None``.
           qk_norm: Kind of norm on queries and keys; none if ``None``.
-          qk_norm_span: Whether it sees each ``"head"`` alone, or ``"all_heads"`` of a
-            token as one vector.
+          qk_norm_span: Whether it sees each ``"head"`` alone, with one scale for all,
+            or ``"own_head"``, with a scale of its own, or ``"all_heads"`` of a token as
+            one vector.
           norm_eps: Of that norm.
           rotary: Frequencies and factor of ``ops.rotary_frequencies``; rotates
             queries and keys.
@@ -327,12 +328,13 @@ class MultiQueryAttention(hk.Module):
             self.qk_norm or "rms",
             eps=self.norm_eps,
             with_bias=False,
+            by_head=self.qk_norm_span == "own_head",
             param_dtype=self.param_dtype,
             name=name,
         )
-        if self.qk_norm_span == "head":
-            return norm(heads)
-        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        if self.qk_norm_span == "all_heads":
+            return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+        return norm(heads)
 
 
 def _flatten_mask(mask: jax.Array, leading: tuple[int, ...]) -> jax.Array:

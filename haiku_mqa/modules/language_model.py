@@ -141,10 +141,14 @@ class DecoderLM(hk.Module):
     def _logits(self, x: jax.Array, embed: Embed) -> jax.Array:
         config = self.config
         rows = x.reshape(-1, config.d_model)
+        unembed = Unembed(config, name="unembed")
         if config.tie_embeddings:
             logits = wide_table_dot(rows, embed.table)
         else:
-            logits = wide_dot(rows, Unembed(config, name="unembed")())
+            logits = wide_dot(rows, unembed())
+        if config.logit_bias:
+            bias = unembed.bias().astype(logits.dtype)
+            logits = logits + jnp.broadcast_to(bias, logits.shape)
         logits = logits.reshape(*x.shape[:2], config.vocab_size)
         if config.logit_scale is not None:
             logits = logits * config.logit_scale
@@ -155,7 +159,11 @@ class DecoderLM(hk.Module):
 
 
 class Unembed(hk.Module):
-    """The output matrix where it is not the embedding's: ``w`` ``[D, V]``."""
+    """What logits are made with, where the config has it.
+
+    ``w`` ``[D, V]`` where the output matrix is not the embedding's, ``b`` ``[V]``
+    where there is a bias.
+    """
 
     def __init__(self, config: DecoderConfig, *, name: str | None = None):
         """Describes the matrix; ``config`` gives its sizes and dtype."""
@@ -170,4 +178,11 @@ class Unembed(hk.Module):
             (config.d_model, config.vocab_size),
             jnp.dtype(config.param_dtype),
             init=hk.initializers.TruncatedNormal(config.d_model**-0.5),
+        )
+
+    def bias(self) -> jax.Array:
+        """Returns the bias."""
+        config = self.config
+        return hk.get_parameter(
+            "b", (config.vocab_size,), jnp.dtype(config.param_dtype), init=jnp.zeros
         )

@@ -13,7 +13,8 @@ from haiku_mqa.ops.numerics import standardize, wide_dtype
 class Normalization(hk.Module):
     """Normalises the last axis; parameters are those of ``hk.LayerNorm``/``RMSNorm``.
 
-    ``scale`` ``[size]`` and, for layer norm with a bias, ``offset`` ``[size]``.
+    ``scale`` ``[size]`` and, for layer norm with a bias, ``offset`` ``[size]``; by
+    head, ``[heads, size]`` for inputs ``[..., heads, size]``.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Normalization(hk.Module):
         *,
         eps: float = 1e-5,
         with_bias: bool = True,
+        by_head: bool = False,
         param_dtype: jax.typing.DTypeLike | None = None,
         name: str | None = None,
     ):
@@ -31,6 +33,7 @@ class Normalization(hk.Module):
           norm: ``"layer"``, ``"rms"`` or ``"rms_one_plus"``.
           eps: Added to the variance before its root.
           with_bias: Whether layer norm has an ``offset``.
+          by_head: Whether each entry of the axis before the last has its own scale.
           param_dtype: What parameters are stored in; the input's dtype if ``None``.
           name: Of the module.
         """
@@ -38,6 +41,7 @@ class Normalization(hk.Module):
         self.norm: Norm = norm
         self.eps = eps
         self.with_bias = with_bias
+        self.by_head = by_head
         self.param_dtype = param_dtype
 
     @classmethod
@@ -54,7 +58,7 @@ class Normalization(hk.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns ``x`` normalised along its last axis, in its own dtype."""
         dtype = self.param_dtype or x.dtype
-        shape = x.shape[-1:]
+        shape = x.shape[-2:] if self.by_head else x.shape[-1:]
         wide = x.astype(wide_dtype(x.dtype))
         wide = standardize(wide, self.eps, centred=self.norm == "layer")
 

@@ -58,6 +58,8 @@ def _row(config: DecoderConfig, params: Params, tokens: Array) -> Array:
         logits = x @ embeddings.T
     else:
         logits = x @ params["decoder_lm/unembed"]["w"]
+    if config.logit_bias:
+        logits = logits + params["decoder_lm/unembed"]["b"]
     return _cap(logits * (config.logit_scale or 1.0), config.final_logit_softcap)
 
 
@@ -152,9 +154,9 @@ def _norm(config: DecoderConfig, params: Mapping[str, Array], x: Array) -> Array
 
 
 def _head_norm(config: DecoderConfig, params: Mapping[str, Array], x: Array) -> Array:
-    if config.qk_norm_span == "head":
-        return _norm(config, params, x)
-    return _norm(config, params, x.reshape(len(x), -1)).reshape(x.shape)
+    if config.qk_norm_span == "all_heads":
+        return _norm(config, params, x.reshape(len(x), -1)).reshape(x.shape)
+    return _norm(config, params, x)
 
 
 def _linear(params: Mapping[str, Array], x: Array) -> Array:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,7 @@ def chunked_cross_entropy(
     mask: jax.Array | None = None,
     *,
     chunk: int = 1024,
+    scale: float | None = None,
     softcap: float | None = None,
 ) -> Loss:
     """Returns ``cross_entropy`` of ``x @ matrix.T``, a chunk of positions at a time.
@@ -124,6 +125,7 @@ def chunked_cross_entropy(
       labels: integer ``[...]``, from 0 to V - 1 where the mask is True.
       mask: bool ``[...]``, which labels count; all if ``None``.
       chunk: At most how many positions' logits are held at a time.
+      scale: Factor on the logits, before they are capped; ``None`` is one.
       softcap: Caps the logits c * tanh(x / c); ``None`` is off.
 
     Returns:
@@ -162,7 +164,7 @@ def chunked_cross_entropy(
         return jnp.pad(flat, room).reshape(chunks, size, *flat.shape[1:])
 
     pieces = cut(x), cut(jnp.asarray(labels, jnp.int32)), cut(mask)
-    return Loss(_sum_of_chunks(softcap, matrix, pieces), count)
+    return Loss(_sum_of_chunks(_Shaping(scale, softcap), matrix, pieces), count)
 
 
 # --- One chunk after another ----------------------------------------------------------
@@ -171,44 +173,53 @@ def chunked_cross_entropy(
 _Pieces = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def _logits(x: jax.Array, matrix: jax.Array, softcap: float | None) -> jax.Array:
+class _Shaping(NamedTuple):
+    """What becomes of the products before they are logits."""
+
+    scale: float | None
+    softcap: float | None
+
+
+def _logits(x: jax.Array, matrix: jax.Array, shaping: _Shaping) -> jax.Array:
+    scale, softcap = shaping
     logits = wide_einsum("pd,vd->pv", x, matrix)
+    logits = logits if scale is None else scale * logits
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_of_chunks(
-    softcap: float | None, matrix: jax.Array, pieces: _Pieces
-) -> jax.Array:
+def _sum_of_chunks(shaping: _Shaping, matrix: jax.Array, pieces: _Pieces) -> jax.Array:
     """Returns the sum of the loss; differentiable in the matrix and in x."""
     dtype = pieces[0].dtype
     read = matrix.astype(dtype)
 
     def body(total: jax.Array, piece: _Pieces) -> tuple[jax.Array, None]:
         x, labels, mask = piece
-        each, _ = _surprise(_logits(x, read, softcap), labels, mask)
+        each, _ = _surprise(_logits(x, read, shaping), labels, mask)
         return total + each.sum(), None
 
     return jax.lax.scan(body, jnp.zeros((), wide_dtype(dtype)), pieces)[0]
 
 
 def _sum_and_gradients(
-    softcap: float | None, matrix: jax.Array, pieces: _Pieces
+    shaping: _Shaping, matrix: jax.Array, pieces: _Pieces
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     dtype = pieces[0].dtype
     read, wide = matrix.astype(dtype), wide_dtype(dtype)
     vocabulary = jnp.arange(matrix.shape[0])[None, :]
+    scale, softcap = shaping
 
     def body(
         sums: tuple[jax.Array, jax.Array], piece: _Pieces
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         (total, d_matrix), (x, labels, mask) = sums, piece
-        logits = _logits(x, read, softcap)
+        logits = _logits(x, read, shaping)
         each, likely = _surprise(logits, labels, mask)
         d_logits = jnp.where(vocabulary == labels[:, None], likely - 1, likely)
         d_logits = jnp.where(mask[:, None], d_logits, 0)
         if softcap is not None:
             d_logits = d_logits * (1 - (logits / softcap) ** 2)
+        d_logits = d_logits if scale is None else scale * d_logits
         d_logits = d_logits.astype(dtype)
         d_x = wide_einsum("pv,vd->pd", d_logits, read).astype(dtype)
         d_matrix = d_matrix + wide_einsum("pv,pd->vd", d_logits, x)
@@ -220,7 +231,7 @@ def _sum_and_gradients(
 
 
 def _scaled_gradients(
-    softcap: float | None, gradients: tuple[jax.Array, jax.Array], factor: jax.Array
+    shaping: _Shaping, gradients: tuple[jax.Array, jax.Array], factor: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, None, None]]:
     # Scaled in float32: the factor, one over a count, is coarse in bfloat16.
     d_matrix, d_x = (

@@ -106,12 +106,19 @@ def make_loss(
                 is_training=is_training,
                 return_hidden=True,
             )
+        hidden = cast(jax.Array, output.hidden)
+        matrix = _output_matrix(params, config.tie_embeddings)
+        if config.logit_bias:  # as the vector of a number that is always one
+            hidden = jnp.pad(hidden, [(0, 0), (0, 0), (0, 1)], constant_values=1)
+            bias = params["decoder_lm/unembed"]["b"].astype(matrix.dtype)
+            matrix = jnp.concatenate([matrix, bias[:, None]], axis=1)
         return chunked_cross_entropy(
-            cast(jax.Array, output.hidden),
-            _output_matrix(params, config.tie_embeddings),
+            hidden,
+            matrix,
             batch.labels,
             batch.mask,
             chunk=chunk,
+            scale=config.logit_scale,
             softcap=config.final_logit_softcap,
         )
 

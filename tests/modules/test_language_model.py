@@ -104,6 +104,18 @@ def test_a_layer_without_rotary_positions_is_that_of_a_decoder_without_any():
     assert float(jnp.abs(one - example_logits("mixed")).max()) > 1e-3
 
 
+def test_logit_bias_is_added_before_logits_are_scaled_and_capped():
+    config, params = EXAMPLES["by_head"], example_params("by_head")
+    off = {"logit_bias": False, "logit_scale": None, "final_logit_softcap": None}
+    plain = dataclasses.replace(config, **off)
+    bare = {path: p for path, p in params.items() if path != "decoder_lm/unembed"}
+    logits = _compiled(plain)(bare, example_tokens("by_head")).logits
+    logits = 0.3 * (logits + params["decoder_lm/unembed"]["b"])
+    np.testing.assert_allclose(
+        5 * jnp.tanh(logits / 5), example_logits("by_head"), atol=SAME
+    )
+
+
 def test_final_softcap_caps_the_logits():
     free = dataclasses.replace(EXAMPLES["capped"], final_logit_softcap=None)
     logits = _compiled(free)(example_params("capped"), example_tokens("capped")).logits

@@ -51,6 +51,17 @@ def test_norm_parameters_are_those_of_haiku(name):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+def test_norm_by_head_is_that_of_each_head_with_its_own_scale():
+    x = _drawn(jnp.ones(SHAPE), 0)
+    by_head = _transformed(lambda: Normalization("rms", by_head=True, name="norm"))
+    params = _drawn(by_head.init(None, x), 1)
+    assert params["norm"]["scale"].shape == SHAPE[1:]
+    whole = by_head.apply(params, x)
+    for head, scale in enumerate(params["norm"]["scale"]):
+        alone = apply["rms"]({"norm": {"scale": scale}}, x[:, head])
+        np.testing.assert_allclose(whole[:, head], alone, atol=SAME)
+
+
 @pytest.mark.parametrize("name", HAIKU)
 @given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0.01, 100))
 def test_norm_is_that_of_haiku_for_the_same_parameters(name, seed, spread):

@@ -35,16 +35,16 @@ def _drawn(seed: int = 0, dtype=jnp.float32):
     return x, matrix, labels, mask
 
 
-def _plain(x, matrix, labels, mask, softcap=None):
-    logits = jnp.einsum("btd,vd->btv", x, matrix)
+def _plain(x, matrix, labels, mask, softcap=None, scale=1.0):
+    logits = scale * jnp.einsum("btd,vd->btv", x, matrix)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     return cross_entropy(logits, labels, mask).mean
 
 
-def _chunked(x, matrix, labels, mask, softcap=None, chunk=4):
+def _chunked(x, matrix, labels, mask, softcap=None, chunk=4, scale=None):
     return chunked_cross_entropy(
-        x, matrix, labels, mask, chunk=chunk, softcap=softcap
+        x, matrix, labels, mask, chunk=chunk, softcap=softcap, scale=scale
     ).mean
 
 
@@ -206,6 +206,13 @@ def test_chunked_loss_and_gradients_are_those_of_the_plain_form(chunk, softcap):
     _agree(chunked, plain)
     value = _chunked(*drawn, softcap=softcap, chunk=chunk)
     np.testing.assert_allclose(value, plain[0], atol=SAME)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_chunked_loss_scales_logits_before_it_caps_them(softcap):
+    options = {"softcap": softcap, "scale": 0.3}
+    plain = _with_gradients(_plain, **options)(*_drawn())
+    _agree(_with_gradients(_chunked, **options)(*_drawn()), plain)
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -253,6 +253,8 @@ def _meaning(config: DecoderConfig) -> dict[str, Any]:
     fields["rope_scaling"] = _in_short([r and r[1] for r in config.rotaries])
     for name in ("embedding_scale", "residual_scale", "logit_scale"):
         fields[name] = fields[name] or 1.0
+    if config.position_embedding == "rotary":
+        fields["rope_fraction"] = config.rotary_size / config.key_size
     if config.attn_scale is None:
         fields["attn_scale"] = config.key_size**-0.5
     return fields

@@ -85,6 +85,23 @@ def interleaved(
     yield theirs[:, turned:], heads[:, turned:]
 
 
+def interleaved_by_head(
+    config: DecoderConfig, foreign: np.ndarray, ours: Sequence[np.ndarray]
+) -> Pairs:
+    """Yields what is interleaved and has an axis for heads, as their norms' scales.
+
+    Args:
+      config: Of the decoder.
+      foreign: ``[N, H]``, or ``[K, H]`` for keys.
+      ours: The same, alone.
+
+    Yields:
+      Pairs of views.
+    """
+    (rows,) = ours
+    yield from interleaved(config, foreign.reshape(-1), [rows.reshape(-1)])
+
+
 def _split(array: np.ndarray, *sizes: int) -> np.ndarray:
     """Returns a view whose first axis is cut into several."""
     return array.reshape(*sizes, *array.shape[1:])

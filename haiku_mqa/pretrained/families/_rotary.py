@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
@@ -13,11 +14,19 @@ from haiku_mqa.rope_scaling import (
     YarnScaling,
 )
 
-_KINDS = {name: name for name in ("default", "linear", "llama3", "yarn")}
+KINDS = ("default", "linear", "llama3", "yarn")
+THETA, FRACTION = NAMES = ("rope_theta", "partial_rotary_factor")
 
 
 def read_rotary(
-    keys: Keys, max_length: int, *, theta: float = 10_000.0
+    keys: Keys,
+    max_length: int,
+    *,
+    theta: float = 10_000.0,
+    key_size: int | None = None,
+    fraction: float = 1.0,
+    names: tuple[str, str] = NAMES,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
     """Returns the fields of a config that the keys about rotary positions mean.
 
@@ -26,25 +35,39 @@ def read_rotary(
         ``rope_parameters``.
       max_length: Of the decoder, in tokens.
       theta: What the family takes where the file has no ``rope_theta``.
+      key_size: H; ``None`` for families that turn whole heads, and know no key for
+        how much of one.
+      fraction: What they take where the file has no such key.
+      names: The family's own, outside of the mapping, for theta and for the fraction.
+      kinds: Of scaling, those that the family has.
 
     Returns:
-      ``rope_theta`` and ``rope_scaling``.
+      ``rope_theta`` and ``rope_scaling``, and ``rope_fraction`` with a ``key_size``.
 
     Raises:
       ValueError: A kind of scaling or a key of it is not supported.
       FormatError: A value cannot be.
     """
-    theta = keys.number("rope_theta", theta, above=1.0)
+    theta = keys.number(names[0], theta, above=1.0)
+    if key_size is not None:
+        fraction = keys.number(names[1], fraction)
     if "rope_parameters" in keys and "rope_scaling" in keys:
         raise ValueError(
             "rope_parameters and rope_scaling say the same thing; one alone is allowed"
         )
     old, new = keys.inside("rope_scaling"), keys.inside("rope_parameters")
-    return read_rotary_inside(new if old is None else old, max_length, theta)
+    inside = (new if old is None else old) or Keys({})
+    if key_size is not None:
+        fraction = _rounded_down(inside.number(FRACTION, fraction), key_size)
+    fields = read_rotary_inside(inside, max_length, theta, kinds)
+    return fields if key_size is None else {**fields, "rope_fraction": fraction}
 
 
 def read_rotary_inside(
-    inside: Keys | None, max_length: int, theta: float
+    inside: Keys | None,
+    max_length: int,
+    theta: float,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
     """Returns the fields of a config that one mapping about rotary positions means.
 
@@ -52,19 +75,26 @@ def read_rotary_inside(
       inside: The mapping, if there is one; all of it is read.
       max_length: Of the decoder, in tokens.
       theta: What it is where the mapping has no ``rope_theta``.
+      kinds: Of scaling, those that the family has.
     """
     if inside is None:
         return {"rope_theta": theta, "rope_scaling": None}
-    theta = inside.number("rope_theta", theta, above=1.0)
-    scaling = _scaling(inside, max_length)
+    theta = inside.number(THETA, theta, above=1.0)
+    scaling = _scaling(inside, max_length, kinds)
     inside.finish()
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _scaling(keys: Keys, max_length: int) -> RopeScaling | None:
+def _rounded_down(fraction: float, key_size: int) -> float:
+    # Theirs is rounded down where ours goes to the nearest; mostly both are whole.
+    turned = int(key_size * fraction)
+    return fraction if round(key_size * fraction) == turned else turned / key_size
+
+
+def _scaling(keys: Keys, max_length: int, kinds: Sequence[str]) -> RopeScaling | None:
     name = "rope_type" if "rope_type" in keys else "type"
-    kind = keys.choice(name, _KINDS, "default")
-    keys.only("type", *_KINDS)  # some files say it twice
+    kind = keys.choice(name, {kind: kind for kind in kinds}, "default")
+    keys.only("type", *kinds)  # some files say it twice
     if kind == "default":
         return None
     factor = keys.number("factor")
@@ -90,17 +120,27 @@ def _scaling(keys: Keys, max_length: int) -> RopeScaling | None:
     )
 
 
-def write_rotary(config: DecoderConfig) -> dict[str, Any]:
+def write_rotary(
+    config: DecoderConfig, names: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """Returns the keys that mean the rotary positions of all layers that have them.
 
     Args:
       config: Of the decoder.
+      names: The family's own for theta and for the fraction of a head that is turned;
+        ``None`` for families without the latter.
 
     Returns:
       The keys of old, which every version of transformers reads.
     """
     theta, scaling = next(filter(None, config.rotaries), (10_000.0, None))
-    return {"rope_theta": theta, "rope_scaling": scaling_keys(scaling)}
+    keys = {"rope_scaling": scaling_keys(scaling)}
+    if names is None:
+        return {THETA: theta, **keys}
+    fraction, turned = config.rope_fraction, config.rotary_size
+    if int(config.key_size * fraction) != turned:  # see _rounded_down
+        fraction = (turned + 0.5) / config.key_size
+    return {names[0]: theta, names[1]: fraction, **keys}
 
 
 def scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:

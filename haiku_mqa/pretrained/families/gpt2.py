@@ -29,7 +29,7 @@ def decoder_fields(keys: Keys, *, activation: str = "gelu_new") -> dict[str, Any
       keys: Of the file.
       activation: What the family takes where the file names none.
     """
-    for name in _OF_A_HEAD:
+    for name in OF_A_HEAD:
         keys.skip(name)
     d_model = keys.count("n_embd", 768)
     return {
@@ -55,7 +55,7 @@ def decoder_fields(keys: Keys, *, activation: str = "gelu_new") -> dict[str, Any
 
 _BIASES = ("query_bias", "key_bias", "value_bias", "output_bias", "ff_bias")
 # Of the heads that classify, which no language model has.
-_OF_A_HEAD = (
+OF_A_HEAD = (
     "summary_activation",
     "summary_first_dropout",
     "summary_proj_to_labels",

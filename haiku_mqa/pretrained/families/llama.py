@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,13 @@ from haiku_mqa.config import DecoderConfig
 from haiku_mqa.pretrained.families._activations import ACTIVATION_NAMES, ACTIVATIONS
 from haiku_mqa.pretrained.families._family import Family, Tensor, linear, norm, table
 from haiku_mqa.pretrained.families._keys import MOST_LAYERS, Keys
-from haiku_mqa.pretrained.families._rotary import read_rotary, write_rotary
+from haiku_mqa.pretrained.families._layouts import Layout, stacked
+from haiku_mqa.pretrained.families._rotary import (
+    KINDS,
+    NAMES,
+    read_rotary,
+    write_rotary,
+)
 
 
 def read_config(keys: Keys) -> DecoderConfig:
@@ -46,8 +53,15 @@ def decoder_fields(
     keys: Keys,
     *,
     num_kv_heads: int | None = None,
+    key_size: int | None = None,
     max_length: int = 2048,
-    rotary: Callable[[Keys, int], dict[str, Any]] = read_rotary,
+    norm_eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
+    activation: str = "silu",
+    tied: bool = False,
+    theta: float = 10_000.0,
+    fraction: float | None = None,
+    kinds: Sequence[str] = KINDS,
+    rotary: Callable[[Keys, int], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns the fields that all who follow Llama say in the same keys.
 
@@ -55,11 +69,28 @@ def decoder_fields(
       keys: Of the file.
       num_kv_heads: What the family takes where the file is silent; as many as there
         are query heads if ``None``.
+      key_size: The same of the size of a head; ``hidden_size`` by heads if ``None``.
       max_length: The same of positions.
-      rotary: What reads rotary positions out of the file, given the length.
+      norm_eps: The family's key for it, and the same of it.
+      activation: The same of the activation.
+      tied: The same of whether the output matrix is the embedding's.
+      theta: The same of the base of rotary wavelengths.
+      fraction: The same of the part of a head that is rotated; ``None`` for families
+        that rotate whole heads, and have no key for it.
+      kinds: Of rotary scaling, those that the family has.
+      rotary: What reads rotary positions, given the length, where the family has keys
+        of its own for them; the three before do not count then.
     """
     heads, d_model = keys.count("num_attention_heads"), keys.count("hidden_size")
     max_length = keys.count("max_position_embeddings", max_length)
+    key_size = keys.count("head_dim", key_size or max(1, d_model // heads))
+    read = rotary or functools.partial(
+        read_rotary,
+        theta=theta,
+        key_size=None if fraction is None else key_size,
+        fraction=fraction or 1.0,
+        kinds=kinds,
+    )
     return {
         "vocab_size": keys.count("vocab_size"),
         "num_layers": keys.count("num_hidden_layers", most=MOST_LAYERS),
@@ -67,21 +98,25 @@ def decoder_fields(
         "num_kv_heads": keys.count("num_key_value_heads", num_kv_heads or heads),
         "d_model": d_model,
         "d_ff": keys.count("intermediate_size"),
-        "key_size": keys.count("head_dim", max(1, d_model // heads)),
+        "key_size": key_size,
         "max_length": max_length,
-        "norm_eps": keys.number("rms_norm_eps", 1e-6),
-        "activation": keys.choice("hidden_act", ACTIVATIONS, "silu"),
+        "norm_eps": keys.number(*norm_eps),
+        "activation": keys.choice("hidden_act", ACTIVATIONS, activation),
         "attention_dropout": keys.rate("attention_dropout", 0.0),
-        "tie_embeddings": keys.flag("tie_word_embeddings", False),
-        **rotary(keys, max_length),
+        "tie_embeddings": keys.flag("tie_word_embeddings", tied),
+        **read(keys, max_length),
     }
 
 
-def decoder_keys(config: DecoderConfig) -> dict[str, Any]:
+def decoder_keys(
+    config: DecoderConfig, *, norm_eps: str = "rms_norm_eps", in_part: bool = False
+) -> dict[str, Any]:
     """Returns the keys that ``decoder_fields`` reads.
 
     Args:
       config: Of the decoder.
+      norm_eps: The family's key for it.
+      in_part: Whether the family has a key for how much of a head is rotated.
     """
     return {
         "vocab_size": config.vocab_size,
@@ -92,11 +127,11 @@ def decoder_keys(config: DecoderConfig) -> dict[str, Any]:
         "intermediate_size": config.d_ff,
         "head_dim": config.key_size,
         "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_eps,
+        norm_eps: config.norm_eps,
         "hidden_act": ACTIVATION_NAMES[config.activation],
         "attention_dropout": config.attention_dropout,
         "tie_word_embeddings": config.tie_embeddings,
-        **write_rotary(config),
+        **write_rotary(config, NAMES if in_part else None),
     }
 
 
@@ -108,6 +143,12 @@ QK_NORMS = {
     "self_attn.q_norm": "attention/query_norm",
     "self_attn.k_norm": "attention/key_norm",
 }
+_THEIRS, _OURS = "model.layers.{layer}", "decoder/layer_{layer}"
+
+
+def tensors(config: DecoderConfig) -> Sequence[Tensor]:
+    """Returns the tensors, and where their numbers belong."""
+    return decoder_tensors(NORMS)
 
 
 def decoder_tensors(norms: Mapping[str, str]) -> Sequence[Tensor]:
@@ -116,27 +157,47 @@ def decoder_tensors(norms: Mapping[str, str]) -> Sequence[Tensor]:
     Args:
       norms: Their names for the norms of a layer, to ours.
     """
-    theirs, ours = "model.layers.{layer}", "decoder/layer_{layer}"
+    return (*stream_tensors(norms), *attention_tensors(), *feed_forward_tensors())
+
+
+def stream_tensors(norms: Mapping[str, str] = NORMS) -> Sequence[Tensor]:
+    """Returns those of embeddings, output matrix and norms.
+
+    Args:
+      norms: Their names for the norms of a layer, to ours.
+    """
+    of_layers = (norm(f"{_THEIRS}.{name}", f"{_OURS}/{norms[name]}") for name in norms)
     return (
         table("model.embed_tokens", "embed"),
         *linear("lm_head", "unembed"),
         *norm("model.norm", "decoder/final_norm"),
-        *itertools.chain.from_iterable(
-            norm(f"{theirs}.{name}", f"{ours}/{norms[name]}") for name in norms
-        ),
-        *linear(f"{theirs}.self_attn.q_proj", f"{ours}/attention/query"),
-        *linear(f"{theirs}.self_attn.k_proj", f"{ours}/attention/key"),
-        *linear(f"{theirs}.self_attn.v_proj", f"{ours}/attention/value"),
-        *linear(f"{theirs}.self_attn.o_proj", f"{ours}/attention/linear"),
-        *linear(f"{theirs}.mlp.gate_proj", f"{ours}/feed_forward/gate"),
-        *linear(f"{theirs}.mlp.up_proj", f"{ours}/feed_forward/up"),
-        *linear(f"{theirs}.mlp.down_proj", f"{ours}/feed_forward/down"),
+        *itertools.chain.from_iterable(of_layers),
     )
 
 
-def tensors(config: DecoderConfig) -> Sequence[Tensor]:
-    """Returns the tensors, and where their numbers belong."""
-    return decoder_tensors(NORMS)
+def attention_tensors(rotated: Layout = stacked) -> Sequence[Tensor]:
+    """Returns those of attention.
+
+    Args:
+      rotated: The layout of what is rotated, queries and keys.
+    """
+    theirs, ours = f"{_THEIRS}.self_attn", f"{_OURS}/attention"
+    return (
+        *linear(f"{theirs}.q_proj", f"{ours}/query", layout=rotated),
+        *linear(f"{theirs}.k_proj", f"{ours}/key", layout=rotated),
+        *linear(f"{theirs}.v_proj", f"{ours}/value"),
+        *linear(f"{theirs}.o_proj", f"{ours}/linear"),
+    )
+
+
+def feed_forward_tensors() -> Sequence[Tensor]:
+    """Returns those of the feed-forward."""
+    theirs, ours = f"{_THEIRS}.mlp", f"{_OURS}/feed_forward"
+    return (
+        *linear(f"{theirs}.gate_proj", f"{ours}/gate"),
+        *linear(f"{theirs}.up_proj", f"{ours}/up"),
+        *linear(f"{theirs}.down_proj", f"{ours}/down"),
+    )
 
 
 FAMILY = Family(

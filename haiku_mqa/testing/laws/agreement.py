@@ -40,9 +40,10 @@ def _relabelling(subject: Subject, case: tuple[int, int]) -> float:
     embed = params["decoder_lm/embed"]
     embed["embeddings"] = embed["embeddings"][np.argsort(order)]
     if "decoder_lm/unembed" in params:
-        params["decoder_lm/unembed"]["w"] = params["decoder_lm/unembed"]["w"][
-            :, np.argsort(order)
-        ]
+        params["decoder_lm/unembed"] = {
+            name: leaf[..., np.argsort(order)]
+            for name, leaf in params["decoder_lm/unembed"].items()
+        }
     renamed = subject._full(params, order[tokens].astype(np.int32), {})
     return gap(np.asarray(renamed)[..., order], subject.logits(tokens))
 

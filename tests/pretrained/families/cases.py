@@ -11,7 +11,7 @@ from typing import Any
 
 VOCAB_SIZE = 61
 
-_LLAMA = {
+LLAMA = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 44,
@@ -43,13 +43,13 @@ MULTI_HEAD, GROUPED, MULTI_QUERY = "multi-head", "grouped", "multi-query"
 # (family, heads, what else is peculiar) -> keys
 CASES: dict[tuple[str, str, str], dict[str, Any]] = {
     ("llama", MULTI_HEAD, "biases, linear"): {
-        **_LLAMA,
+        **LLAMA,
         "attention_bias": True,
         "mlp_bias": True,
         "rope_scaling": {"rope_type": "linear", "factor": 2.5},
     },
     ("llama", GROUPED, "key size, llama3"): {
-        **_LLAMA,
+        **LLAMA,
         "num_hidden_layers": 2,
         "num_key_value_heads": 2,
         "head_dim": 12,
@@ -57,7 +57,7 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "rope_scaling": _LLAMA3,
     },
     ("llama", MULTI_QUERY, "tied"): {
-        **_LLAMA,
+        **LLAMA,
         "hidden_size": 30,
         "num_attention_heads": 5,
         "num_key_value_heads": 1,
@@ -65,29 +65,29 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "hidden_act": "gelu",
     },
     ("mistral", MULTI_HEAD, "window"): {
-        **_LLAMA,
+        **LLAMA,
         "num_key_value_heads": 4,
         "sliding_window": 3,
     },
     ("mistral", GROUPED, "window, key size"): {
-        **_LLAMA,
+        **LLAMA,
         "num_key_value_heads": 2,
         "head_dim": 10,
         "sliding_window": 4,
     },
     ("mistral", MULTI_QUERY, "no window"): {
-        **_LLAMA,
+        **LLAMA,
         "num_key_value_heads": 1,
         "sliding_window": None,
         "tie_word_embeddings": True,
     },
     ("qwen2", MULTI_HEAD, "yarn"): {
-        **_LLAMA,
+        **LLAMA,
         "num_key_value_heads": 4,
         "rope_scaling": _YARN,
     },
     ("qwen2", GROUPED, "a window in one layer"): {
-        **_LLAMA,
+        **LLAMA,
         "num_hidden_layers": 2,
         "num_key_value_heads": 2,
         "use_sliding_window": True,
@@ -95,7 +95,7 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "max_window_layers": 1,
     },
     ("qwen2", MULTI_QUERY, "tied"): {
-        **_LLAMA,
+        **LLAMA,
         "num_key_value_heads": 1,
         "tie_word_embeddings": True,
     },
