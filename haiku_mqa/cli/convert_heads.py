@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from haiku_mqa.cli import _options
 from haiku_mqa.cli._losses import Tokens, measure, read_text_or_validation, tokens_of
 from haiku_mqa.cli._models import check_name, load_model
 from haiku_mqa.cli._screen import say, size, table
+from haiku_mqa.cli.convert import check_out
 
 if TYPE_CHECKING:
     from haiku_mqa.config import DecoderConfig
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
       FloatingPointError: A loss is not finite.
     """
     check_name(args.source)
-    _check_out(args.out)
+    check_out(args.out)
     prepare_jax()
     import jax
 
@@ -129,15 +128,6 @@ def run(args: argparse.Namespace) -> int:
     print(_table((loaded.model, build(config)), losses))
     print(f"\nwrote {args.out}, which --model takes, and train --init to heal it")
     return 0
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(
-            f"OUT must be a new or an empty folder, and {out} is not empty"
-        )
 
 
 def _tokens(

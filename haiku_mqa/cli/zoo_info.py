@@ -70,6 +70,7 @@ def _card(name: str) -> dict[str, Any]:
         "name": spec.name,
         "version": spec.version,
         "description": about.description,
+        **_stored_as(name),
         "parameters": parameters,
         "weight_bytes": _cost.weight_bytes(parameters["total"]),
         "cache_bytes": _cost.cache_bytes(spec),
@@ -88,6 +89,15 @@ def _spec(name: str) -> ModelSpec:
 
         return describe_path(Path(name))
     return load(name)
+
+
+def _stored_as(name: str) -> dict[str, str]:
+    """Returns the family and the dtypes of what others wrote, as far as it says."""
+    if not is_path(name):
+        return {}
+    from haiku_mqa.zoo.paths import stored_as
+
+    return stored_as(Path(name))
 
 
 def _config(config: Any) -> dict[str, Any]:
@@ -121,8 +131,8 @@ def _text(card: dict[str, Any]) -> str:
     ]
     about = [
         [key, str(card[key])]
-        for key in ("license", "source", "sha256", "citation")
-        if card[key]
+        for key in ("family", "dtype", "license", "source", "sha256", "citation")
+        if card.get(key)
     ]
     about.append(["capabilities", ", ".join(card["capabilities"]) or "none declared"])
     fields = [[name, _shown(value)] for name, value in card["config"].items()]

@@ -19,6 +19,7 @@ from haiku_mqa.pretrained.folder import (
     from_pretrained,
     is_pretrained_folder,
     save_pretrained,
+    stored_dtypes,
 )
 from haiku_mqa.pretrained.folder_tokenizer import (
     FolderTokenizer,
@@ -59,6 +60,7 @@ __all__ = [
     "render_chat",
     "save_adapters",
     "save_pretrained",
+    "stored_dtypes",
     "tokenizer_from_folder",
     "tokenizer_from_gguf",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from haiku_mqa.pretrained._vocabulary import Vocabulary
 
@@ -29,6 +29,28 @@ def byte_pairs(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
             tokenizers.AddedToken(tokens[i], normalized=False)
             for i in vocabulary.user_defined
         ]
+    )
+    return bpe
+
+
+def whole_library(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """Returns what others read as this tokenizer, control tokens included."""
+    tokens, added = vocabulary.tokens, (*vocabulary.prefix, *vocabulary.suffix)
+    bpe = byte_pairs(vocabulary)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens(
+        [
+            tokenizers.AddedToken(tokens[i], normalized=False, special=True)
+            for i in vocabulary.control
+        ]
+    )
+    bpe.post_processor = processors.TemplateProcessing(
+        single=[
+            *(tokens[i] for i in vocabulary.prefix),
+            "$A",
+            *(tokens[i] for i in vocabulary.suffix),
+        ],
+        special_tokens=[(tokens[i], i) for i in dict.fromkeys(added)],
     )
     return bpe
 

@@ -61,6 +61,12 @@ class StoredTensor:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
+def dtype_name(tensor: StoredTensor) -> str:
+    """Returns NumPy's name of a tensor's dtype, or the file's own where it has none."""
+    known = DTYPES.get(tensor.dtype)
+    return tensor.dtype if known is None else known.name
+
+
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a folder, in one file or in those that an index names.
 

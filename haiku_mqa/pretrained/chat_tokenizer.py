@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import abc
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import SupportsIndex
 
+import tokenizers
+
+from haiku_mqa._files import write_whole
 from haiku_mqa.pretrained import chat
 from haiku_mqa.pretrained._special_tokens import SpecialTokens
+from haiku_mqa.pretrained._tokenizer_files import TOKENIZER, TOKENIZER_CONFIG
 
 # Unicode promises that these 32 are never text, so one can mark a place in text.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -172,6 +179,32 @@ class ChatTokenizer(abc.ABC):
         text = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
         check_text(text)
         return self._encode_with_control(text, mark)
+
+    @abc.abstractmethod
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it."""
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json``.
+
+        Args:
+          folder: Which exists.
+
+        Raises:
+          OSError: They cannot be written.
+        """
+        ends = self.end_tokens
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self._text_of(self.bos_token) or None,
+            "eos_token": self._text_of(ends[0] if ends else None) or None,
+            "chat_template": self.chat_template,
+        }
+        text = json.dumps(
+            {key: value for key, value in config.items() if value is not None}, indent=2
+        )
+        write_whole(Path(folder) / TOKENIZER, self.to_library().to_str().encode())
+        write_whole(Path(folder) / TOKENIZER_CONFIG, f"{text}\n".encode())
 
     # --- Parts -----------------------------------------------------------------
 

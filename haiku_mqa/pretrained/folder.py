@@ -27,11 +27,13 @@ from haiku_mqa.pretrained._tensor_files import (
     INDEX,
     Outline,
     StoredTensor,
+    dtype_name,
     read_json,
     shards,
     stored_tensors,
     write_tensors,
 )
+from haiku_mqa.pretrained.chat_tokenizer import ChatTokenizer
 from haiku_mqa.pretrained.families import Family, Tensor, family_named
 
 CONFIG = "config.json"
@@ -68,6 +70,29 @@ def family_of_folder(path: str | os.PathLike[str]) -> str | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, str) else None
+
+
+def stored_dtypes(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns which dtypes a folder's weights lie in, without reading them.
+
+    Args:
+      folder: The model's.
+
+    Returns:
+      Names, such as ``"bfloat16"``, in order; none where there are no weights.
+
+    Raises:
+      FormatError: A file is damaged.
+
+    Example:
+      >>> stored_dtypes("nowhere")
+      ()
+    """
+    try:
+        stored = stored_tensors(Path(folder))
+    except OSError:
+        return ()
+    return tuple(sorted({dtype_name(tensor) for tensor in stored.values()}))
 
 
 def config_from_folder(
@@ -237,7 +262,8 @@ def save_pretrained(
       config: Of the decoder.
       params: As ``init`` makes them; written in the dtype they lie in.
       family: The ``model_type`` that others shall know it by.
-      tokenizer: A ``tokenizers.Tokenizer``, or the path of its ``tokenizer.json``.
+      tokenizer: One that came with a model, whose ``tokenizer_config.json`` is
+        written too; a ``tokenizers.Tokenizer``; or the path of a ``tokenizer.json``.
       bos_token: The id that begins a text, if one does.
       end_tokens: The ids that end one.
       max_shard_size: Bytes above which the weights are cut into several files.
@@ -347,14 +373,17 @@ def _foreign(
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     if tokenizer is None:
         return
+    if isinstance(tokenizer, ChatTokenizer):
+        tokenizer.save(folder)
+        return
     if isinstance(tokenizer, tokenizers.Tokenizer):
         text = tokenizer.to_str().encode()
     elif isinstance(tokenizer, str | os.PathLike):
         text = Path(tokenizer).read_bytes()
     else:
         raise ValueError(
-            "tokenizer must be a tokenizers.Tokenizer or the path of a tokenizer.json, "
-            f"got {type(tokenizer).__name__}"
+            "tokenizer must be one that came with a model, a tokenizers.Tokenizer or "
+            f"the path of a tokenizer.json, got {type(tokenizer).__name__}"
         )
     write_whole(folder / TOKENIZER, text)
 

@@ -165,9 +165,9 @@ class FolderTokenizer(ChatTokenizer):
             skip_special_tokens=skip_special_tokens,
         )
 
-    def to_json(self) -> str:
-        """Returns what a ``tokenizer.json`` of it says."""
-        return self._tokenizer.to_str()
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it."""
+        return self._tokenizer
 
     def _checked(self, token: SupportsIndex) -> int:
         index = operator.index(token)

@@ -7,7 +7,14 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, SupportsIndex
 
-from haiku_mqa.pretrained._byte_pairs import byte_pairs, missing_bytes, pieces_of
+import tokenizers
+
+from haiku_mqa.pretrained._byte_pairs import (
+    byte_pairs,
+    missing_bytes,
+    pieces_of,
+    whole_library,
+)
 from haiku_mqa.pretrained._vocabulary import Vocabulary, read_vocabulary
 from haiku_mqa.pretrained.chat_tokenizer import ChatTokenizer, pattern_of
 
@@ -86,6 +93,10 @@ class Tokenizer(ChatTokenizer):
         """
         pieces = [self._piece(token, skip_special_tokens) for token in ids]
         return b"".join(pieces).decode(errors="replace")
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it."""
+        return whole_library(self._vocabulary)
 
     # --- Parts -----------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from haiku_mqa.pretrained import (
     is_pretrained_folder,
     read_gguf,
     read_pretrained,
+    stored_dtypes,
     tokenizer_from_folder,
 )
 from haiku_mqa.text import AnyTokenizer, load_tokenizer
@@ -133,6 +135,28 @@ def describe_path(path: Path) -> ModelSpec:
         load_params=lambda: read_path(path, dtype=config.param_dtype).params,
         load_tokenizer=load_tokenizer,
     )
+
+
+def stored_as(path: Path) -> dict[str, str]:
+    """Returns how a model lies at a path that others wrote, without reading weights.
+
+    Args:
+      path: As ``describe_path`` takes it.
+
+    Returns:
+      ``family`` and ``dtype``, which can be several; nothing of a run's folder.
+    """
+    if path.is_dir():
+        family = family_of_folder(path)
+        return _told(family, stored_dtypes(path)) if family else {}
+    file = read_gguf(path)
+    kinds = sorted({tensor.kind for tensor in file.tensors.values()})
+    return _told(str(file.metadata.get("general.architecture", "")), kinds)
+
+
+def _told(family: str, dtypes: Sequence[str]) -> dict[str, str]:
+    told = {"family": family, "dtype": ", ".join(dtypes)}
+    return {key: value for key, value in told.items() if value}
 
 
 def _in_its_dtype(keep: Keep) -> Keep:

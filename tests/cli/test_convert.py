@@ -1,0 +1,111 @@
+"""Converted models: folders that are whole, and the same model with the same tokens."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import haiku_mqa as hm
+from tests.folders import write_model_folder
+from tests.models import drawn_params
+from tests.pretrained.hf_tokenizers import write_tokenizer
+from tests.tiny_gguf import write_tiny_gguf
+
+MESSAGES = [{"role": "user", "content": "the <|turn|> end"}]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "new" / "converted"
+
+
+@pytest.fixture
+def gguf(tmp_path):
+    return write_tiny_gguf(tmp_path / "tiny.gguf")
+
+
+def check_same(source, out):
+    one, other = hm.load_pretrained(source), hm.load_pretrained(out)
+    assert one.model.config == other.model.config
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    return one.tokenizer, other.tokenizer
+
+
+def test_gguf_file_becomes_a_folder_with_its_tokenizer(run, gguf, out):
+    done = run("convert", gguf, out)
+    assert (done.code, done.out) == (0, f"wrote {out}, of the family llama\n")
+    assert f"writing {out}" in done.err
+    ours, theirs = check_same(gguf, out)
+    for text in ("the other", "naïve <|turn|> 12", " é\n"):
+        for control in (True, False):
+            ids = ours.encode(text, control_tokens=control)
+            assert theirs.encode(text, control_tokens=control) == ids
+        assert theirs.decode(ids) == text
+    assert theirs.encode_chat(MESSAGES) == ours.encode_chat(MESSAGES)
+    assert (theirs.bos_token, theirs.end_tokens) == (ours.bos_token, ours.end_tokens)
+
+
+def test_folder_keeps_its_family_and_tokenizer(run, tmp_path, out):
+    config = hm.DecoderConfig(
+        vocab_size=264, num_layers=1, num_heads=2, d_model=16, d_ff=16, max_length=64
+    )
+    source = tmp_path / "source"
+    params = drawn_params(hm.build(config))
+    hm.save_pretrained(source, config, params, family="mistral", end_tokens=[7])
+    write_tokenizer(source)
+    assert run("convert", source, out).code == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "mistral"
+    ours, theirs = check_same(source, out)
+    assert ours.encode("the") == theirs.encode("the")
+    assert ours.encode_chat(MESSAGES) == theirs.encode_chat(MESSAGES)
+    assert ours.end_tokens == theirs.end_tokens
+
+
+def test_folder_of_a_run_goes_without_its_tokenizer(run, tmp_path, out):
+    source = write_model_folder(tmp_path / "run", residual_dropout=0.1)
+    done = run("convert", source, out, "--dtype", "bfloat16")
+    assert done.code == 0
+    assert "no tokenizer was written" in done.err
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    assert hm.pretrained.stored_dtypes(out) == ("bfloat16",)
+
+
+def test_family_that_cannot_hold_it_is_refused_by_field(run, gguf, out):
+    done = run("convert", gguf, out, "--family", "gpt2")
+    assert done.code == 2
+    assert "config is not one that family 'gpt2' can hold" in done.error
+    assert not out.exists()
+
+
+def test_unknown_family_is_told_before_anything_is_read(run, gguf, out):
+    done = run("convert", gguf, out, "--family", "lama")
+    assert done.code == 2
+    assert "model_type = 'lama' is not supported; allowed: falcon" in done.error
+    assert "loading" not in done.err
+
+
+def test_folder_that_is_not_empty_is_left_alone(run, gguf, out):
+    out.mkdir(parents=True)
+    (out / "mine").touch()
+    done = run("convert", gguf, out)
+    assert done.code == 2
+    assert "OUT must be a new or an empty folder" in done.error
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_card_tells_family_and_dtype_without_weights(run, gguf, out):
+    card = json.loads(run("zoo", "info", gguf, "--json").out)
+    assert (card["family"], card["dtype"]) == ("llama", "F32")
+    assert run("convert", gguf, out, "--dtype", "bfloat16").code == 0
+    card = json.loads(run("zoo", "info", out, "--json").out)
+    assert (card["family"], card["dtype"]) == ("llama", "bfloat16")
+    printed = run("zoo", "info", out).out
+    assert "family        llama\n" in printed
+    assert "cache per token" in printed
