@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import operator
 import re
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import haiku_mqa
 from tests.readme_blocks import REPOSITORY, blocks
 
 sys.path.insert(0, str(REPOSITORY / "docs/_ext"))
@@ -179,3 +181,18 @@ def test_sections_of_docstrings_are_found():
     assert re.findall(r"^  (\w+): ", _section(text, "Args"), re.M) == ["a", "b"]
     assert _section(text, "Returns").strip() == "It."
     assert _section(text, "Raises") == ""
+
+
+def _names_spoken_of():
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    found = {
+        name
+        for page in pages
+        for name in re.findall(r"\bhm\.([A-Za-z_][\w.]*\w)", page.read_text())
+    }
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", _names_spoken_of())
+def test_every_name_that_a_page_speaks_of_exists(name):
+    assert operator.attrgetter(name)(haiku_mqa) is not None
