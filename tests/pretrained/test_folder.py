@@ -282,7 +282,10 @@ def test_tokenizer_and_its_ids_are_written(tmp_path, params):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokenizer": 3}, "tokenizers.Tokenizer or the path of a tokenizer.json, got int"),
+        (
+            {"tokenizer": 3},
+            "or the path of a tokenizer.json, got int",
+        ),
         ({"end_tokens": (29,)}, "end_tokens must be a whole number from 0 to 28"),
         ({"max_shard_size": 0}, "max_shard_size must be a whole number >= 1"),
         ({"family": "gpt2"}, "config is not one that family 'gpt2' can hold"),
