@@ -111,14 +111,15 @@ def check(block: Block, folder: Path) -> None:
 # --- Python -----------------------------------------------------------------------
 
 
-def _check_python(block: Block, _: Path) -> None:
+def _check_python(block: Block, folder: Path) -> None:
     text = block.text
     if ADDRESS in text:
         text = text.replace(ADDRESS, server_address())
     # Newlines before it, so that a traceback names lines of the page.
     code = compile("\n" * block.line + text, str(block.page), "exec")
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    # What it writes goes where what commands write goes.
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
         exec(code, {"__name__": "__main__"})
     check_output(block, printed.getvalue())
 

@@ -84,6 +84,7 @@ THIRD_PARTY = {
     "tokenizers": {"pretrained", "text"},
     "jinja2": {"pretrained"},
     "tqdm": {"zoo", "training", "hosts", "cli", "bench"},
+    "huggingface_hub": {"zoo"},
     "matplotlib": {"cli"},
     "hypothesis": {"testing"},
     "starlette": {"server"},

@@ -10,6 +10,7 @@ from haiku_mqa.cli._screen import say
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.zoo.discovery import discover, is_path
+from haiku_mqa.zoo.hub import folder_of, is_hub_name, parse_hub_name
 
 if TYPE_CHECKING:
     from haiku_mqa.quantization import Quantization
@@ -41,6 +42,7 @@ def load_model(
     prepare_jax()
     from haiku_mqa.zoo.loading import load_pretrained
 
+    source = fetched(source)
     say(f"loading {source}")
     return load_pretrained(source, dtype=dtype, quantize=quantize)
 
@@ -56,7 +58,7 @@ def load_or_draw(source: str, *, dtype: DType, seed: int) -> LoadedModel:
     Raises:
       ValueError: There is no such model, or it is not made of this package's parts.
     """
-    if is_path(source):
+    if is_path(source) or is_hub_name(source):
         return load_model(source, dtype=dtype)
     check_name(source)
     prepare_jax()
@@ -75,6 +77,26 @@ def load_or_draw(source: str, *, dtype: DType, seed: int) -> LoadedModel:
     return LoadedModel(model, params, None, spec.metadata)
 
 
+def fetched(source: str) -> str:
+    """Returns a model's source, the folder of what the hub has.
+
+    Args:
+      source: A name of the zoo, a name on the hub, a file or a folder.
+
+    Raises:
+      ValueError: It begins as a name on the hub does, and is none.
+      FetchError: It could not be fetched.
+
+    Example:
+      >>> fetched("smollm2-135m")
+      'smollm2-135m'
+    """
+    if not is_hub_name(source):
+        return source
+    say(f"fetching {source}")
+    return str(folder_of(source))
+
+
 def check_name(source: str) -> None:
     """Raises ``ValueError`` for a name that no model has, before jax is imported.
 
@@ -87,7 +109,9 @@ def check_name(source: str) -> None:
     Example:
       >>> check_name("smollm2.gguf")
     """
-    if is_path(source):
+    if is_hub_name(source):
+        parse_hub_name(source)
+    if is_path(source) or is_hub_name(source):
         return
     entries = discover()
     if source not in entries:

@@ -18,7 +18,7 @@ LANGUAGE_MODEL = "smollm2-135m"  # is fetched, and answers in a chat
 DTYPES = ("float32", "bfloat16")
 SOURCE = (
     "a name that 'zoo list' shows, the folder of a training run or of Hugging Face's "
-    "libraries, or a .gguf file"
+    "libraries, a .gguf file, or hf:ORG/NAME[@REVISION]"
 )
 
 Options = argparse._ActionsContainer  # a parser, or a group of its options

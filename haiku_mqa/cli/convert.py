@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _options
-from haiku_mqa.cli._models import check_name, load_model
+from haiku_mqa.cli._models import check_name, fetched, load_model
 from haiku_mqa.cli._screen import say
 from haiku_mqa.zoo.discovery import is_path
 
@@ -69,14 +69,17 @@ def run(args: argparse.Namespace) -> int:
       ValueError: There is no such model or family, OUT is not empty, or the family
         has no such decoder.
       FormatError: A file of IN is damaged.
+      FetchError: IN could not be fetched.
       OSError: OUT cannot be written.
     """
     check_name(args.source)
     check_out(args.out)
-    family = _family(args)
-    loaded = load_model(args.source, dtype=args.dtype)
-    from haiku_mqa.pretrained import save_pretrained
+    from haiku_mqa.pretrained import family_named, save_pretrained
 
+    source = fetched(args.source)
+    family = args.family or _family_of(source)
+    family_named(family)
+    loaded = load_model(source, dtype=args.dtype)
     tokenizer = _tokenizer(loaded)
     say(f"writing {args.out}")
     save_pretrained(
@@ -110,13 +113,10 @@ def check_out(out: Path) -> None:
         )
 
 
-def _family(args: argparse.Namespace) -> str:
-    from haiku_mqa.pretrained import family_named, family_names, family_of_folder
+def _family_of(source: str) -> str:
+    from haiku_mqa.pretrained import family_of_folder
 
-    if args.family is not None:
-        return family_named(args.family).model_type
-    found = family_of_folder(args.source) if is_path(args.source) else None
-    return found if found in family_names() else _FAMILY
+    return (family_of_folder(source) if is_path(source) else None) or _FAMILY
 
 
 def _without_dropout(config: DecoderConfig) -> DecoderConfig:

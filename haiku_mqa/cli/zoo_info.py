@@ -10,7 +10,7 @@ from typing import Any
 
 from haiku_mqa._compiling import prepare_jax
 from haiku_mqa.cli import _options
-from haiku_mqa.cli._models import check_name
+from haiku_mqa.cli._models import check_name, fetched
 from haiku_mqa.cli._screen import size, table
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.zoo import ModelSpec, load
@@ -52,10 +52,11 @@ def run(args: argparse.Namespace) -> int:
       ValueError: There is no such model.
       FormatError: A file of it is damaged.
       PluginError: The model's plugin failed.
+      FetchError: It is on the hub, and could not be fetched.
     """
     check_name(args.name)
     prepare_jax()
-    card = _card(args.name)
+    card = _card(fetched(args.name))
     print(json.dumps(card, indent=2) if args.json else _text(card))
     return 0
 

@@ -127,7 +127,8 @@ def is_path(source: str) -> bool:
       source: What a user wrote.
 
     Returns:
-      Whether it ends as a file does, has a separator in it, or is there.
+      Whether it ends as a file does, has a separator in it, or is there. So do
+      names on the hub, whose folder is found first.
 
     Example:
       >>> [is_path(source) for source in ("smollm2-135m", "a.gguf", "runs/first")]

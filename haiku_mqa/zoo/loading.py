@@ -16,6 +16,7 @@ from haiku_mqa.model import Model, Params, build
 from haiku_mqa.quantization import Quantization, check_quantization, quantize_param
 from haiku_mqa.text import AnyTokenizer
 from haiku_mqa.zoo.discovery import is_path, load
+from haiku_mqa.zoo.hub import folder_of, is_hub_name
 from haiku_mqa.zoo.params_loader import ParamsLoader
 from haiku_mqa.zoo.paths import read_path
 from haiku_mqa.zoo.spec import ModelMetadata
@@ -58,7 +59,8 @@ def load_pretrained(
     Args:
       source: A name of the zoo, whose weights are fetched if need be; or the path of
         a folder that holds a model, as a training run's or Hugging Face's does, or of
-        a ``.gguf`` file.
+        a ``.gguf`` file; or ``hf:ORG/NAME`` or ``hf:ORG/NAME@REVISION``, which the
+        Hugging Face Hub has (needs the extra ``hub``).
       dtype: What its parameters are stored in and computed with.
       quantize: ``"int8"`` stores its matrices in a byte a number, as
         ``quantize_params`` does: for inference alone.
@@ -84,6 +86,8 @@ draw some with haiku_mqa.zoo.load('mqa-decoder').init
         check_quantization(quantize)
     keep = on_device if quantize is None else quantize_param
     text = os.fspath(source)
+    if is_hub_name(text):
+        text = str(folder_of(text))
     if is_path(text):
         read = read_path(Path(text), dtype=dtype, keep=keep)
         model = build(read.config)
