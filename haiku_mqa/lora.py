@@ -137,7 +137,7 @@ class AdaptedModel(Model):
           params: With adapters.
 
         Returns:
-          Without: each adapted matrix is W + (alpha / rank) · A B.
+          Parameters without adapters, whose matrices are W + (alpha / rank) · A B.
 
         Raises:
           ValueError: They are not this model's.

@@ -29,6 +29,7 @@ from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
 from haiku_mqa.pretrained.llama import config_from_gguf, params_from_gguf
 from haiku_mqa.pretrained.loading import Pretrained, read_pretrained
 from haiku_mqa.pretrained.peft import load_adapters, save_adapters
+from haiku_mqa.pretrained.special_tokens import SpecialTokens
 from haiku_mqa.pretrained.tokenizer import (
     StreamDecoder,
     Tokenizer,
@@ -43,6 +44,7 @@ __all__ = [
     "GGUFTensor",
     "Keys",
     "Pretrained",
+    "SpecialTokens",
     "StreamDecoder",
     "Tensor",
     "Tokenizer",

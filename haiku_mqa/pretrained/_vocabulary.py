@@ -10,7 +10,7 @@ import numpy as np
 
 from haiku_mqa.errors import FormatError, unknown_name
 from haiku_mqa.pretrained._bounds import in_one_line
-from haiku_mqa.pretrained._special_tokens import SpecialTokens
+from haiku_mqa.pretrained.special_tokens import SpecialTokens
 
 MODELS = ("gpt2",)
 PRE_TOKENIZERS = ("smollm",)

@@ -14,8 +14,8 @@ import tokenizers
 
 from haiku_mqa._files import write_whole
 from haiku_mqa.pretrained import chat
-from haiku_mqa.pretrained._special_tokens import SpecialTokens
 from haiku_mqa.pretrained._tokenizer_files import TOKENIZER, TOKENIZER_CONFIG
+from haiku_mqa.pretrained.special_tokens import SpecialTokens
 
 # Unicode promises that these 32 are never text, so one can mark a place in text.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]

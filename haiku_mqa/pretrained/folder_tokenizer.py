@@ -14,7 +14,6 @@ import tokenizers
 
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
-from haiku_mqa.pretrained._special_tokens import SpecialTokens
 from haiku_mqa.pretrained._tensor_files import read_json
 from haiku_mqa.pretrained._tokenizer_files import (
     TOKENIZER,
@@ -23,6 +22,7 @@ from haiku_mqa.pretrained._tokenizer_files import (
     read_named,
 )
 from haiku_mqa.pretrained.chat_tokenizer import ChatTokenizer
+from haiku_mqa.pretrained.special_tokens import SpecialTokens
 
 # No vocabulary has more; ids of more would not fit into 32 bits either.
 _MOST_TOKENS = 2**31

@@ -15,6 +15,12 @@ class SpecialTokens:
       prefix: Ids that the file asks to put before a text.
       suffix: Ids that it asks to put after.
       chat_template: Jinja, or ``None``.
+
+    Example:
+      >>> tokens = SpecialTokens(
+      ...     bos_token=1, end_tokens=(2,), prefix=(1,), suffix=(), chat_template=None)
+      >>> [*tokens.prefix, 7, 8, *tokens.suffix]
+      [1, 7, 8]
     """
 
     bos_token: int | None
