@@ -47,7 +47,7 @@ def test_examples_use_every_choice_of_every_named_option():
         field: {getattr(config, field) for config in EXAMPLES.values()}
         for field in choices
     }
-    assert len(choices) == 7
+    assert len(choices) == 8
     assert used == choices
 
 
@@ -58,7 +58,11 @@ def test_examples_use_every_activation_gated_and_plain():
 
 
 def test_examples_use_every_rope_scaling():
-    used = {type(config.rope_scaling) for config in EXAMPLES.values()}
+    used = {
+        type(scaling)
+        for config in EXAMPLES.values()
+        for _, scaling in filter(None, config.rotaries)
+    }
     assert used == {type(None), *typing.get_args(config_module.RopeScaling)}
 
 
