@@ -87,7 +87,7 @@ def test_family_that_cannot_hold_it_is_refused_by_field(run, gguf, out):
 def test_unknown_family_is_told_before_anything_is_read(run, gguf, out):
     done = run("convert", gguf, out, "--family", "lama")
     assert done.code == 2
-    assert "model_type = 'lama' is not supported; allowed: falcon" in done.error
+    assert "model_type = 'lama' is not supported; allowed: cohere" in done.error
     assert "loading" not in done.err
 
 

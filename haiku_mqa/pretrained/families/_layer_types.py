@@ -30,14 +30,15 @@ def read_layer_types(keys: Keys, default: Sequence[str]) -> list[str]:
     return kinds
 
 
-def windows(kinds: Sequence[str], window: int | None) -> tuple[int | None, ...]:
-    """Returns the window of each layer: the one of those that slide.
+def windows(kinds: Sequence[str], window: int | None) -> tuple[int | None, ...] | None:
+    """Returns the window of each layer: the one of those that slide, if any do.
 
     Args:
       kinds: Of the layers.
       window: In tokens, if there is one.
     """
-    return tuple(window if kind == SLIDING else None for kind in kinds)
+    of_layers = tuple(window if kind == SLIDING else None for kind in kinds)
+    return of_layers if any(of_layers) else None
 
 
 def write_layer_types(config: DecoderConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import haiku_mqa as hm
 from haiku_mqa.pretrained import Family, family_named, family_names
 from haiku_mqa.pretrained.families._family import param_shapes
 from tests.models import EXAMPLES
-from tests.pretrained.families.cases import CASES
+from tests.pretrained.families.all_cases import CASES
 
 LLAMA = {
     "model_type": "llama",
@@ -63,6 +63,20 @@ _OWN = {
     "gpt_bigcode": {"n_inner", "n_positions", "layer_norm_epsilon", "resid_pdrop"},
     "falcon": {"ffn_hidden_size", "layer_norm_epsilon", "rope_theta", "bias"}
     | {"attention_dropout"},
+    "qwen3": {"intermediate_size", "rms_norm_eps", "attention_bias"},
+    "gemma": {"intermediate_size", "rms_norm_eps", "max_position_embeddings"},
+    "gemma2": {"intermediate_size", "rms_norm_eps", "attention_dropout"},
+    "gemma3_text": {"intermediate_size", "rms_norm_eps", "attention_dropout"},
+    "olmo2": {"intermediate_size", "rms_norm_eps", "rope_theta", "attention_bias"},
+    "smollm3": {"intermediate_size", "rms_norm_eps", "attention_bias", "mlp_bias"},
+    "granite": {"intermediate_size", "rms_norm_eps", "attention_bias", "mlp_bias"},
+    "cohere": {"intermediate_size", "attention_bias", "rope_theta"},
+    "starcoder2": {"intermediate_size", "rope_theta", "max_position_embeddings"},
+    "phi3": {"intermediate_size", "rms_norm_eps", "rope_theta"},
+    "stablelm": {"intermediate_size", "rope_theta", "attention_dropout"},
+    "glm4": {"intermediate_size", "rms_norm_eps", "attention_bias"},
+    "gpt_neox": {"intermediate_size", "max_position_embeddings", "attention_bias"},
+    "gptj": {"n_inner", "n_positions", "layer_norm_epsilon"},
 }
 
 
@@ -228,7 +242,7 @@ def test_what_one_family_does_not_do_is_named(name, keys, message):
 
 @pytest.mark.parametrize("name", ["gemma9", "_family", "os", "../llama", ""])
 def test_family_that_is_not_there_is_refused_with_those_that_are(name):
-    with pytest.raises(ValueError, match="not supported; allowed: falcon, gpt2"):
+    with pytest.raises(ValueError, match="not supported; allowed: cohere, falcon"):
         family_named(name)
 
 

@@ -15,12 +15,11 @@ from safetensors.numpy import load_file
 
 import haiku_mqa as hm
 from haiku_mqa.pretrained import family_named, family_names
-from tests.pretrained.families import cases, cases_by_layout, cases_near_llama
+from tests.pretrained.families.all_cases import CASES
 from tests.pretrained.families.cases import VOCAB_SIZE
 
 pytestmark = pytest.mark.parity
 
-CASES = cases.CASES | cases_near_llama.CASES | cases_by_layout.CASES
 LOGITS = 1e-4  # of float32, whose sums are made in another order
 GRADIENT = 1e-3  # of a parameter's gradient, by its length
 ROUNDED = 1e-5  # of a gradient, beside lengths of about one
