@@ -46,7 +46,7 @@ def _turned(keys: Keys) -> list[int]:
     return keys.bits("no_rope_layers", layers) or default
 
 
-def _windows(keys: Keys, turned: list[int]) -> tuple[int | None, ...]:
+def _windows(keys: Keys, turned: list[int]) -> tuple[int | None, ...] | None:
     window = keys.count_or_none("sliding_window", None)
     slides = keys.flag("use_sliding_window", False) and window is not None
     default = [FULL if turns or not slides else SLIDING for turns in turned]
