@@ -73,12 +73,18 @@ class Conversation:
         self._ends = tuple(end_tokens)
         self._cache: KVCache | None = None
         self._tokens: list[int] = []
+        self._reused = 0
         self._answering: Generator[list[int], None, None] | None = None
 
     @property
     def tokens(self) -> list[int]:
         """What the cache knows: all that was read."""
         return list(self._tokens)
+
+    @property
+    def reused(self) -> int:
+        """How many tokens of the last text the cache knew, from its first answer on."""
+        return self._reused
 
     def reset(self) -> None:
         """Forgets all that was read."""
@@ -178,6 +184,7 @@ class Conversation:
             same, cache = 0, self._model.init_cache(1, self._room(length))
         elif cache.capacity < length:
             cache = cache.resized(self._room(length))
+        self._reused = same
         cache = dataclasses.replace(cache, lengths=jnp.full(1, same, jnp.int32))
         before = None
         if settings.dials.needs_counts:  # for penalties, all of the text was read

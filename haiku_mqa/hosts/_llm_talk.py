@@ -70,7 +70,6 @@ class Talk:
             )
         conversation = self._with(self._sampling_of(options))
         self.read, self.made = len(ids), 0
-        self.reused = _in_common(conversation.tokens, ids[:-1])
         decoder = text_decoder(self._tokenizer)
         for tokens in conversation.ask(
             ids,
@@ -78,6 +77,7 @@ class Talk:
             rng=jax.random.key(options.seed),
         ):
             self.made += len(tokens)
+            self.reused = conversation.reused
             yield "".join(map(decoder.push, tokens))
         yield decoder.finish()
 
@@ -113,9 +113,3 @@ class Talk:
                 end_tokens=tuple(getattr(self._tokenizer, "end_tokens", ())),
             )
         return self._conversation
-
-
-def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Returns how many tokens two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

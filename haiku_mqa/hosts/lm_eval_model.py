@@ -19,6 +19,7 @@ from haiku_mqa.config import DType
 from haiku_mqa.generation import Sampling, generate
 from haiku_mqa.hosts._likelihoods import score
 from haiku_mqa.quantization import Quantization
+from haiku_mqa.streaming import StoppedText, text_decoder
 from haiku_mqa.zoo.loading import load_pretrained
 
 _NEW_TOKENS = 256
@@ -203,9 +204,13 @@ class HaikuLM(TemplateLM):
                 tokenizer=self._tokenizer if until else None,
             )
             for i, tokens in zip(chosen, result.tokens, strict=True):
-                answers[i] = _before(self._tokenizer.decode(tokens), until)
+                answers[i] = self._text(tokens, until)
                 self.cache_hook.add_partial("generate_until", asked[i], answers[i])
             bar.update(len(chosen))
+
+    def _text(self, tokens: Iterable[int], until: Sequence[str]) -> str:
+        text = StoppedText(text_decoder(self._tokenizer), until)
+        return "".join(map(text.push, tokens)) + text.finish()
 
     def _manner(self, how: dict[str, Any]) -> tuple[Sampling, tuple[str, ...], int]:
         unknown = [name for name in how if name not in _KNOWN]
@@ -278,8 +283,3 @@ def _key(seed: int) -> Any:
     import jax
 
     return jax.random.key(seed)
-
-
-def _before(text: str, stops: Iterable[str]) -> str:
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else text
