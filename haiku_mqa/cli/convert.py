@@ -114,14 +114,26 @@ def check_out(out: Path) -> None:
 
 
 def _family_of(source: str) -> str:
-    from haiku_mqa.pretrained import family_of_folder
+    from haiku_mqa.pretrained import family_of_folder, read_gguf
+    from haiku_mqa.pretrained.architectures import architecture_of
 
-    return (family_of_folder(source) if is_path(source) else None) or _FAMILY
+    if not is_path(source):
+        return _FAMILY
+    if Path(source).is_file():  # whose architectures have the names of families
+        return architecture_of(read_gguf(source).metadata).name
+    return family_of_folder(source) or _FAMILY
 
 
 def _without_dropout(config: DecoderConfig) -> DecoderConfig:
-    """Returns a config without what only training asks for, and no family can say."""
-    rates = [f.name for f in dataclasses.fields(config) if f.name.endswith("_dropout")]
+    """Returns a config without what only training asks for, and few families say."""
+    rates = {
+        field.name: rate
+        for field in dataclasses.fields(config)
+        if field.name.endswith("_dropout") and (rate := getattr(config, field.name))
+    }
+    if rates:
+        listed = ", ".join(f"{name} = {rate:g}" for name, rate in rates.items())
+        say(f"left out, since only training asks for it: {listed}")
     return dataclasses.replace(config, **dict.fromkeys(rates, 0.0))
 
 

@@ -26,7 +26,7 @@ from haiku_mqa.pretrained.folder_tokenizer import (
     tokenizer_from_folder,
 )
 from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
-from haiku_mqa.pretrained.llama import config_from_gguf, params_from_gguf
+from haiku_mqa.pretrained.gguf_params import config_from_gguf, params_from_gguf
 from haiku_mqa.pretrained.loading import Pretrained, read_pretrained
 from haiku_mqa.pretrained.peft import load_adapters, save_adapters
 from haiku_mqa.pretrained.special_tokens import SpecialTokens

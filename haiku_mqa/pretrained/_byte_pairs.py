@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from haiku_mqa.pretrained._vocabulary import Vocabulary
+
+SPACE = "\u2581"  # of pieces of sentences
+COMPOSED = ("qwen2",)  # reads a letter and its accent as one character
+
+
+# How words, numbers and the rest are told apart; {} is how many digits go together.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _by_words(digits: str) -> list[pre_tokenizers.PreTokenizer]:
+    words = tokenizers.Regex(_WORDS.format(digits))
+    return [
+        pre_tokenizers.Split(words, behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def _pre_tokenizers(name: str) -> list[pre_tokenizers.PreTokenizer]:
+    """Returns what cuts a text, in order. None puts a space before it."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name == "smollm":
+        return [pre_tokenizers.Digits(individual_digits=True), byte_level]
+    if name == "llama-bpe":
+        return _by_words("{1,3}")
+    if name == "qwen2":
+        return _by_words("")
+    if name == "falcon":
+        return [
+            pre_tokenizers.Punctuation("contiguous"),
+            byte_level,
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(tokenizers.Regex("[0-9]{3}"), behavior="isolated"),
+        ]
+    return [byte_level]
 
 
 def byte_pairs(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     """Returns what splits text into tokens; it knows of no control token."""
-    tokens = vocabulary.tokens
+    tokens, pre = vocabulary.tokens, vocabulary.pre
     bpe = tokenizers.Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=vocabulary.merges,
+            byte_fallback=bool(vocabulary.bytes),
+            # Theirs has whole words that no merges lead to.
+            ignore_merges=pre == "llama-bpe",
         )
     )
-    # "smollm": each digit stands alone, and a text does not begin with a space.
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    if pre is None:
+        bpe.normalizer = normalizers.Replace(" ", SPACE)
+    else:
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(_pre_tokenizers(pre))
     bpe.add_tokens(
         [
             tokenizers.AddedToken(tokens[i], normalized=False)
@@ -38,6 +75,10 @@ def whole_library(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     tokens, added = vocabulary.tokens, (*vocabulary.prefix, *vocabulary.suffix)
     bpe = byte_pairs(vocabulary)
     bpe.decoder = decoders.ByteLevel()
+    if vocabulary.pre is None:
+        _write_pieces(bpe, vocabulary.space_first)
+    elif vocabulary.pre in COMPOSED:
+        bpe.normalizer = normalizers.NFC()
     bpe.add_special_tokens(
         [
             tokenizers.AddedToken(tokens[i], normalized=False, special=True)
@@ -55,6 +96,17 @@ def whole_library(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return bpe
 
 
+def _write_pieces(bpe: tokenizers.Tokenizer, space_first: bool) -> None:
+    """Has a library's tokenizer of pieces write and read the spaces between them."""
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", SPACE)]
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if space_first:
+        spaces.insert(0, normalizers.Prepend(SPACE))
+        steps.append(decoders.Strip(" ", 1, 0))
+    bpe.normalizer = normalizers.Sequence(spaces)
+    bpe.decoder = decoders.Sequence(steps)
+
+
 def _byte_alphabet() -> dict[str, int]:
     """Returns GPT-2's letters for bytes: themselves where they can be seen."""
     seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -64,9 +116,11 @@ def _byte_alphabet() -> dict[str, int]:
     }
 
 
-def missing_bytes(tokens: list[str]) -> bytes:
+def missing_bytes(vocabulary: Vocabulary) -> bytes:
     """Returns the bytes that no token stands for alone, so that none can spell."""
-    known = set(tokens)
+    known = {*vocabulary.tokens}
+    if vocabulary.pre is None:
+        return bytes({*range(256)} - {byte[0] for byte in vocabulary.bytes.values()})
     return bytes(
         byte for letter, byte in _byte_alphabet().items() if letter not in known
     )
@@ -78,8 +132,14 @@ def pieces_of(vocabulary: Vocabulary) -> list[bytes]:
     plain = {*vocabulary.control, *vocabulary.user_defined}
     pieces = []
     for i, token in enumerate(vocabulary.tokens):
-        if i in plain or not alphabet.keys() >= set(token):
+        if i in vocabulary.bytes:
+            pieces.append(vocabulary.bytes[i])
+        elif i in plain:
             pieces.append(token.encode())
-        else:
+        elif vocabulary.pre is None:
+            pieces.append(token.replace(SPACE, " ").encode())
+        elif alphabet.keys() >= set(token):
             pieces.append(bytes(map(alphabet.__getitem__, token)))
+        else:
+            pieces.append(token.encode())
     return pieces

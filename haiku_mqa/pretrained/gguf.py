@@ -81,6 +81,26 @@ class GGUFTensor:
             rows[start : start + len(piece)] = piece
         return numbers
 
+    def cut(self, start: int, stop: int) -> GGUFTensor:
+        """Returns some of the rows, still as the file stores them.
+
+        Args:
+          start: The first.
+          stop: The one after the last.
+
+        Returns:
+          A tensor of so many rows.
+
+        Example:
+          >>> two = np.frombuffer(np.float32([1.5, -2.0]).tobytes(), np.uint8)
+          >>> tensor = GGUFTensor("blk.0.attn_qkv.weight", (2, 1), "F32", two)
+          >>> tensor.cut(1, 2).dequantize()
+          array([[-2.]], dtype=float32)
+        """
+        data = self.data.reshape(self.shape[0], -1)[start:stop]
+        shape = (len(data), *self.shape[1:])
+        return dataclasses.replace(self, shape=shape, data=data.reshape(-1))
+
     def pieces(self, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the numbers some rows at a time, so that all never lie side by side.
 

@@ -13,7 +13,7 @@ from haiku_mqa._keep import Keep, on_device
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained.gguf import GGUFFile, read_gguf
-from haiku_mqa.pretrained.llama import Params, config_from_gguf, params_from_gguf
+from haiku_mqa.pretrained.gguf_params import Params, config_from_gguf, params_from_gguf
 from haiku_mqa.pretrained.tokenizer import Tokenizer, tokenizer_from_gguf
 
 # What the tokenizer holds already, tens of thousands of entries long.
@@ -52,7 +52,7 @@ def read_pretrained(
     """Reads a model file.
 
     Args:
-      path: A ``.gguf`` file of the ``llama`` architecture.
+      path: A ``.gguf`` file.
       dtype: What the decoder computes in, and what its parameters become.
       keep: What becomes of each parameter, as ``params_from_gguf``.
 
@@ -74,7 +74,7 @@ def read_pretrained(
         raise ValueError(f"path must name a .gguf file, got {str(path)!r}")
     file = read_gguf(path)
     try:
-        config = config_from_gguf(file.metadata, file.tensors, dtype=dtype)
+        config = config_from_gguf(file, dtype=dtype)
         tokenizer = tokenizer_from_gguf(file.metadata)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import codecs
 import operator
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, SupportsIndex
 
 import tokenizers
 
 from haiku_mqa.pretrained._byte_pairs import (
+    COMPOSED,
+    SPACE,
     byte_pairs,
     missing_bytes,
     pieces_of,
@@ -29,27 +32,26 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
       The tokenizer.
 
     Raises:
-      ValueError: ``tokenizer.ggml.model`` is not ``gpt2``, or ``tokenizer.ggml.pre``
-        is not ``smollm``.
+      ValueError: ``tokenizer.ggml.model`` or ``tokenizer.ggml.pre`` is not known.
       FormatError: The vocabulary makes no sense; the key is named.
 
     Example:
       >>> tokenizer_from_gguf({"tokenizer.ggml.model": "bert"})
       Traceback (most recent call last):
-      ValueError: unknown tokenizer.ggml.model 'bert': Allowed: gpt2
+      ValueError: unknown tokenizer.ggml.model 'bert': Allowed: gpt2, llama
     """
     return Tokenizer(read_vocabulary(metadata))
 
 
 class Tokenizer(ChatTokenizer):
-    """The byte-pair tokens of a GGUF file.
+    """The tokens of a GGUF file: byte pairs, or pieces of sentences.
 
     Example:
       >>> alphabet = [*"!abcdefghijklmnopqrstuvwxyz", "<|im_end|>"]
       >>> tokenizer = Tokenizer(Vocabulary(
       ...     tokens=[*alphabet, "an"], merges=[("a", "n")], control=(27,),
-      ...     user_defined=(), bos_token=None, end_tokens=(27,), prefix=(), suffix=(),
-      ...     chat_template=None))
+      ...     user_defined=(), pre="gpt-2", bos_token=None, end_tokens=(27,), prefix=(),
+      ...     suffix=(), chat_template=None))
       >>> tokenizer.encode("banana")
       [2, 28, 28, 1]
       >>> tokenizer.decode([2, 28, 28, 1, 27])
@@ -62,7 +64,7 @@ class Tokenizer(ChatTokenizer):
         self._vocabulary = vocabulary
         self._bpe = byte_pairs(vocabulary)
         self._pieces = pieces_of(vocabulary)
-        self._missing_bytes = missing_bytes(tokens)
+        self._missing_bytes = missing_bytes(vocabulary)
         self._control = frozenset(vocabulary.control)
         # One letter is never a control token: it would be found in every text.
         self._id_of_control = {
@@ -91,8 +93,9 @@ class Tokenizer(ChatTokenizer):
         Raises:
           ValueError: An id is no token's.
         """
-        pieces = [self._piece(token, skip_special_tokens) for token in ids]
-        return b"".join(pieces).decode(errors="replace")
+        decoder = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
+        texts = [decoder.push(token) for token in ids]
+        return "".join([*texts, decoder.finish()])
 
     def to_library(self) -> tokenizers.Tokenizer:
         """Returns it as the ``tokenizers`` library has it."""
@@ -110,12 +113,21 @@ class Tokenizer(ChatTokenizer):
         return ids + self._encode_text(text[start:], mark)
 
     def _encode_text(self, text: str, mark: str = "") -> list[int]:
-        text = text.replace(mark, "") if mark else text
+        text = self._prepared(text.replace(mark, "") if mark else text)
         ids = self._bpe.encode(text, add_special_tokens=False).ids
         pieces = self._pieces
         if sum(len(pieces[token]) for token in ids) != len(text.encode()):
             self._raise_unspellable(text)
         return ids
+
+    def _prepared(self, text: str) -> str:
+        """Returns a text as the model's vocabulary has it, before it is split."""
+        if self._vocabulary.pre in COMPOSED:
+            return unicodedata.normalize("NFC", text)
+        if self._vocabulary.pre is not None:
+            return text
+        text = text.replace(SPACE, " ")  # which no token tells apart
+        return f" {text}" if self._vocabulary.space_first and text else text
 
     def _raise_unspellable(self, text: str) -> NoReturn:
         spelled = self._user_pattern.sub("", text)
@@ -148,7 +160,8 @@ class StreamDecoder:
     Example:
       >>> euro = Tokenizer(Vocabulary(
       ...     tokens=["â", "Ĥ", "¬"], merges=[], control=(), user_defined=(),
-      ...     bos_token=None, end_tokens=(), prefix=(), suffix=(), chat_template=None))
+      ...     pre="gpt-2", bos_token=None, end_tokens=(), prefix=(), suffix=(),
+      ...     chat_template=None))
       >>> decoder = StreamDecoder(euro)
       >>> [decoder.push(token) for token in (0, 1, 2, 0)], decoder.finish()
       (['', '', '€', ''], '\ufffd')
@@ -164,6 +177,7 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._has_space_first = tokenizer._vocabulary.space_first
 
     def push(self, token: SupportsIndex) -> str:
         """Returns the text that is whole now that a token has come.
@@ -178,10 +192,14 @@ class StreamDecoder:
           ValueError: The id is no token's.
         """
         piece = self._tokenizer._piece(token, self._skip_special_tokens)
+        if self._has_space_first and piece:
+            piece = piece.removeprefix(b" ")
+            self._has_space_first = False
         return self._decoder.decode(piece)
 
     def finish(self) -> str:
         """Returns what is left, U+FFFD for a character that never became whole."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
+        self._has_space_first = self._tokenizer._vocabulary.space_first
         return rest

@@ -154,7 +154,7 @@ def smollm2_135m() -> ModelSpec:
         from haiku_mqa.pretrained import config_from_gguf, params_from_gguf
 
         read = file()
-        config = config_from_gguf(read.metadata, read.tensors, dtype=dtype)
+        config = config_from_gguf(read, dtype=dtype)
         return params_from_gguf(read, config, keep)
 
     def load_tokenizer() -> pretrained.Tokenizer:

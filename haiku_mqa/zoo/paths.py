@@ -118,7 +118,7 @@ def describe_path(path: Path) -> ModelSpec:
         _check_exists(path)
         file = read_gguf(path)
         try:
-            config = config_from_gguf(file.metadata, file.tensors)
+            config = config_from_gguf(file)
         except ValueError as error:  # FormatError too, which stays one
             raise type(error)(f"{path}: {error}") from None
         about = _about_file(path, file.metadata)

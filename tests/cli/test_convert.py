@@ -69,6 +69,9 @@ def test_folder_of_a_run_goes_without_its_tokenizer(run, tmp_path, out):
     done = run("convert", source, out, "--dtype", "bfloat16")
     assert done.code == 0
     assert "no tokenizer was written" in done.err
+    assert "left out, since only training asks for it: residual_dropout = 0.1" in (
+        done.err
+    )
     assert {path.name for path in out.iterdir()} == {
         "config.json",
         "generation_config.json",
@@ -89,6 +92,12 @@ def test_unknown_family_is_told_before_anything_is_read(run, gguf, out):
     assert done.code == 2
     assert "model_type = 'lama' is not supported; allowed: cohere" in done.error
     assert "loading" not in done.err
+
+
+def test_file_of_gguf_becomes_a_folder_of_its_architecture(run, gguf, out):
+    done = run("convert", gguf, out)
+    assert "of the family llama" in done.out
+    assert hm.pretrained.family_of_folder(out) == "llama"
 
 
 def test_folder_that_is_not_empty_is_left_alone(run, gguf, out):

@@ -22,7 +22,7 @@ def held(field):
 
 jax.block_until_ready(jax.device_put(0.0))
 file = read_gguf(sys.argv[1])
-config = config_from_gguf(file.metadata, file.tensors, dtype=sys.argv[2])
+config = config_from_gguf(file, dtype=sys.argv[2])
 before = held("VmRSS")
 params = params_from_gguf(file, config)
 jax.block_until_ready(params)

@@ -338,7 +338,7 @@ def test_an_answer_ends_with_the_sequence_or_with_the_turn(changes, ends):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "unknown tokenizer.ggml.model 'llama'"),
+        ({"model": "bert"}, "unknown tokenizer.ggml.model 'bert'"),
         ({"pre": "smolm"}, "unknown tokenizer.ggml.pre 'smolm': did you mean 'smollm'"),
         ({"pre": 3}, "unknown tokenizer.ggml.pre '3'"),
     ],

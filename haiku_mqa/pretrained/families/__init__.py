@@ -12,8 +12,8 @@ import pkgutil
 
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families._family import Family, Tensor
-from haiku_mqa.pretrained.families._keys import Keys
 
 __all__ = ["Family", "Keys", "Tensor", "family_named", "family_names"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from haiku_mqa._arguments import differences
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.model import build
-from haiku_mqa.pretrained.families._keys import Keys
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families._layouts import Layout, Pairs, stacked
 
 Shape = tuple[int, ...]

@@ -7,7 +7,7 @@ from typing import Any
 
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import unknown_name
-from haiku_mqa.pretrained.families._keys import Keys
+from haiku_mqa.pretrained._keys import Keys
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.pretrained.families._keys import Keys
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.rope_scaling import (
     LinearScaling,
     Llama3Scaling,

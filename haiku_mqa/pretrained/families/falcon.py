@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from haiku_mqa.config import BlockLayout, DecoderConfig
+from haiku_mqa.pretrained._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families._activations import ACTIVATION_NAMES, ACTIVATIONS
 from haiku_mqa.pretrained.families._family import Family, Tensor, linear, norm, table
-from haiku_mqa.pretrained.families._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families._layouts import by_groups
 from haiku_mqa.pretrained.families._rotary import read_rotary, write_rotary
 

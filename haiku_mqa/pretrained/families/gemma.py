@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families import llama
 from haiku_mqa.pretrained.families._activations import ACTIVATION_NAMES, ACTIVATIONS
 from haiku_mqa.pretrained.families._family import Family
-from haiku_mqa.pretrained.families._keys import Keys
 
 
 def read_config(keys: Keys) -> DecoderConfig:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families import gemma, llama
 from haiku_mqa.pretrained.families._activations import ACTIVATION_NAMES, ACTIVATIONS
 from haiku_mqa.pretrained.families._family import Family, Tensor
-from haiku_mqa.pretrained.families._keys import Keys
 from haiku_mqa.pretrained.families._layer_types import (
     FULL,
     SLIDING,

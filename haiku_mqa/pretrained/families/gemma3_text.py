@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families import gemma2, llama
 from haiku_mqa.pretrained.families._family import Family, Tensor
-from haiku_mqa.pretrained.families._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families._layer_types import (
     FULL,
     SLIDING,

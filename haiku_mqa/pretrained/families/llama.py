@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families._activations import ACTIVATION_NAMES, ACTIVATIONS
 from haiku_mqa.pretrained.families._family import Family, Tensor, linear, norm, table
-from haiku_mqa.pretrained.families._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families._layouts import Layout, stacked
 from haiku_mqa.pretrained.families._rotary import (
     KINDS,

@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families import llama
 from haiku_mqa.pretrained.families._family import Family
-from haiku_mqa.pretrained.families._keys import MOST_LAYERS, Keys
 from haiku_mqa.pretrained.families._layer_types import (
     FULL,
     SLIDING,

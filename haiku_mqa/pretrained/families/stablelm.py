@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families import llama
 from haiku_mqa.pretrained.families._family import Family
-from haiku_mqa.pretrained.families._keys import Keys
 
 
 def read_config(keys: Keys) -> DecoderConfig:

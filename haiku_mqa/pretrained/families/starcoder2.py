@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from haiku_mqa.config import DecoderConfig
+from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families import llama
 from haiku_mqa.pretrained.families._family import Family, Tensor, linear
-from haiku_mqa.pretrained.families._keys import Keys
 
 
 def read_config(keys: Keys) -> DecoderConfig:

@@ -14,7 +14,7 @@ from haiku_mqa.pretrained._bounds import in_one_line
 _MOST = 2**24
 MOST_LAYERS = 2**16
 
-_NEEDED: Any = ...  # which JSON has not
+NEEDED: Any = ...  # which JSON has not
 
 # Keys that say where a model came from, what text it reads, how it was first drawn
 # or how one samples from it: nothing that its logits depend on.
@@ -115,7 +115,7 @@ not known
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
 
-    def count(self, name: str, default: int = _NEEDED, *, most: int = _MOST) -> int:
+    def count(self, name: str, default: int = NEEDED, *, most: int = _MOST) -> int:
         """Returns a whole number of at least one; the default where it is null."""
         value = self._take(name, default)
         if type(value) is not int or not 1 <= value <= most:
@@ -128,7 +128,7 @@ not known
         if absent:
             self._read.add(name)
             return None
-        return self.count(name, _NEEDED if default is None else default)
+        return self.count(name, NEEDED if default is None else default)
 
     def whole(self, name: str, default: int, *, most: int = _MOST) -> int:
         """Returns a whole number of at least zero; the default where it is null."""
@@ -138,7 +138,7 @@ not known
         return value
 
     def number(
-        self, name: str, default: float = _NEEDED, *, above: float = 0.0
+        self, name: str, default: float = NEEDED, *, above: float = 0.0
     ) -> float:
         """Returns a finite number above another; the default where it is null."""
         value = self._take(name, default)
@@ -152,7 +152,7 @@ not known
         if absent:
             self._read.add(name)
             return None
-        return self.number(name, _NEEDED if default is None else default)
+        return self.number(name, NEEDED if default is None else default)
 
     def rate(self, name: str, default: float) -> float:
         """Returns a share that is dropped, in [0, 1)."""
@@ -161,7 +161,7 @@ not known
             self._refuse(name, value, "in [0, 1)")
         return float(value)
 
-    def flag(self, name: str, default: bool = _NEEDED) -> bool:
+    def flag(self, name: str, default: bool = NEEDED) -> bool:
         """Returns true or false; the default where it is null."""
         value = self._take(name, default)
         if not isinstance(value, bool):
@@ -169,7 +169,7 @@ not known
         return value
 
     def choice(
-        self, name: str, choices: Mapping[str, Any], default: str = _NEEDED
+        self, name: str, choices: Mapping[str, Any], default: str = NEEDED
     ) -> Any:
         """Returns what one of several texts stands for."""
         value = self._take(name, default)
@@ -249,7 +249,7 @@ not known
         self._read.add(name)
         value = self._values.get(name)
         value = default if value is None else value
-        if value is _NEEDED:
+        if value is NEEDED:
             raise FormatError(f"{self._path(name)} is missing")
         return value
 
