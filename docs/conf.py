@@ -54,6 +54,7 @@ add_module_names = False
 html_theme = "furo"
 html_title = f"haiku_mqa {release}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["house.css"]
 html_copy_source = False
 html_show_sphinx = False
