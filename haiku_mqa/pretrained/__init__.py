@@ -18,13 +18,13 @@ from haiku_mqa.pretrained.folder import (
     family_of_folder,
     from_pretrained,
     is_pretrained_folder,
-    save_pretrained,
     stored_dtypes,
 )
 from haiku_mqa.pretrained.folder_tokenizer import (
     FolderTokenizer,
     tokenizer_from_folder,
 )
+from haiku_mqa.pretrained.folder_writing import save_pretrained
 from haiku_mqa.pretrained.gguf import GGUFFile, GGUFTensor, read_gguf
 from haiku_mqa.pretrained.gguf_params import config_from_gguf, params_from_gguf
 from haiku_mqa.pretrained.loading import Pretrained, read_pretrained
