@@ -50,6 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Has this process see eight devices; most tests use the first alone."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; all others stay where they are."""
     places = {REPOSITORY / name: place for place, name in enumerate(LONGEST)}

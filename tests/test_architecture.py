@@ -37,10 +37,10 @@ FLOORS = {
     "lora": 3,
     "model_folder": 3,
     "cache_file": 3,
+    "sharding": 3,
     "generation": 4,
     "training": 4,
     "pretrained": 4,
-    "sharding": 4,
     "heads": 4,
     "quantization": 4,
     "streaming": 5,
@@ -63,6 +63,7 @@ BESIDE = {  # rooms that may look into one on their own floor
     ("checks", "modules"),  # a call's positions are worked out in one place
     ("model_folder", "model"),
     ("lora", "model"),
+    ("sharding", "model"),  # a sharded model is one
     ("cache_file", "model"),
     ("server", "streaming"),  # text goes out as it comes
     ("cli", "bench"),  # the verb runs the room of its name

@@ -19,7 +19,7 @@ from haiku_mqa.kernels.calls import (
     table_dot_fits,
 )
 from haiku_mqa.kernels.compiler import build, find_compiler
-from haiku_mqa.kernels.library import find, is_loaded, library_path
+from haiku_mqa.kernels.library import find, is_loaded, library_path, without
 
 __all__ = [
     "attend",
@@ -35,4 +35,5 @@ __all__ = [
     "library_path",
     "table_dot",
     "table_dot_fits",
+    "without",
 ]

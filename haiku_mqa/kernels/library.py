@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import ctypes
 import functools
 import hashlib
@@ -9,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,6 +26,7 @@ TARGETS = (
     "haiku_mqa_attend",
 )
 _SWITCH = "HAIKU_MQA_KERNELS"
+_is_without = contextvars.ContextVar("_is_without", default=False)
 
 
 def library_path() -> Path:
@@ -60,7 +64,24 @@ def is_loaded() -> bool:
     Programs that were compiled keep what they were compiled with.
     """
     is_wanted = os.environ.get(_SWITCH, "on").lower() not in ("off", "0")
+    is_wanted = is_wanted and not _is_without.get()
     return is_wanted and jax.default_backend() == "cpu" and load()
+
+
+@contextlib.contextmanager
+def without() -> Iterator[None]:
+    """Has what is traced inside do without kernels, which no partitioner can split.
+
+    Example:
+      >>> with without():
+      ...     is_loaded()
+      False
+    """
+    token = _is_without.set(True)
+    try:
+        yield
+    finally:
+        _is_without.reset(token)
 
 
 @functools.cache

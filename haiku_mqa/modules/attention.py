@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
-from typing import overload
+from typing import Any, overload
 
 import chex
 import haiku as hk
@@ -256,25 +255,50 @@ class MultiQueryAttention(hk.Module):
         if cache is not None and context.slots is not None:
             cache, k, v = cache.update(context.slots, k, v)
         rate = self.dropout_rate if context.is_training else 0.0
-        attend = functools.partial(
-            multi_query_attention,
+        attended, weights = self.attend(
             q,
             k,
             v,
             self._mask(context),
-            scale=self.scale,
             bias=self._bias(context),
-            softcap=self.softcap,
             dropout_rate=rate,
             dropout_rng=hk.next_rng_key() if rate > 0 else None,
+            return_weights=context.return_attention,
         )
-        if context.return_attention:
-            attended, weights = attend(return_weights=True)
-        else:
-            attended, weights = attend(return_weights=False), None
         flat = attended.reshape(*attended.shape[:2], self.num_heads * self.value_size)
         x = self._layer(self.model_size, "linear")(flat)
         return LayerOutput(x, cache, weights)
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None,
+        *,
+        return_weights: bool = False,
+        **options: Any,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Attends from queries to keys, between the projections.
+
+        A method of its own, so that ``hk.intercept_methods`` finds queries, keys and
+        values as heads: to look at them, or to say over which devices they go.
+
+        Args:
+          q: ``[B, T, N, H]``, after rotary positions.
+          k: ``[B, S, K, H]``, likewise; the cache's, where there is one.
+          v: ``[B, S, K, v]``.
+          mask: bool, as ``ops.multi_query_attention``.
+          return_weights: Whether weights are returned too.
+          **options: Of ``ops.multi_query_attention``.
+
+        Returns:
+          ``[B, T, N, v]``, and weights ``[B, N, T, S]`` or ``None``.
+        """
+        options |= {"scale": self.scale, "softcap": self.softcap}
+        if return_weights:
+            return multi_query_attention(q, k, v, mask, return_weights=True, **options)
+        return multi_query_attention(q, k, v, mask, **options), None
 
     def _mask(self, context: Context) -> jax.Array | None:
         if self.sliding_window is None:

@@ -16,6 +16,7 @@ from haiku_mqa.config import DType
 from haiku_mqa.model import Model, Params
 from haiku_mqa.modules.block import TransformerDecoderBlock
 from haiku_mqa.ops import QuantizedMatrix, dequantize
+from haiku_mqa.sharding import ShardedModel
 from haiku_mqa.training._scan import repeating_layers, scanned_layers
 from haiku_mqa.training.loss import Loss, chunked_cross_entropy
 from haiku_mqa.training.optimizer import make_optimizer
@@ -84,7 +85,7 @@ def make_loss(
     config = dataclasses.replace(
         model.config, dtype=compute_dtype or model.config.dtype
     )
-    reader = Model(config)
+    reader = dataclasses.replace(model, config=config)  # a sharded one stays one
     if scan_layers:
         repeating_layers(config)  # refused here and now, not when a step is traced
 
@@ -143,7 +144,7 @@ def make_train_step(
     each part counts.
 
     Args:
-      model: The model.
+      model: The model; of a sharded one, the state stays where it lies.
       optimizer_config: How gradients become updates.
       compute_dtype: What is computed in, over float32 masters; the config's
         ``dtype`` if ``None`` (Micikevicius et al. 2017).
@@ -202,6 +203,9 @@ def make_train_step(
             skipped=state.skipped + bad,
             consecutive=bad * (state.consecutive + 1),
         )
+        if isinstance(model, ShardedModel):
+            where = model.layout.state(after)
+            after = jax.lax.with_sharding_constraint(after, where)
         rate = learning_rate_at(optimizer_config, state.step - state.skipped)
         return after, Metrics(total.mean, norm, rate, total.count, ~good)
 
