@@ -10,7 +10,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from haiku_mqa import generation, kernels, testing, text, training, zoo
+    from haiku_mqa import (
+        generation,
+        kernels,
+        sharding,
+        testing,
+        text,
+        training,
+        zoo,
+    )
     from haiku_mqa.cache import KVCache, LayerCache
     from haiku_mqa.config import DecoderConfig
     from haiku_mqa.errors import FetchError, FormatError, PluginError
@@ -71,7 +79,15 @@ _HOME = {
     "LoadedModel": "zoo.loading",
     "load_pretrained": "zoo.loading",
 }
-_ROOMS = ("generation", "kernels", "testing", "text", "training", "zoo")
+_ROOMS = (
+    "generation",
+    "kernels",
+    "sharding",
+    "testing",
+    "text",
+    "training",
+    "zoo",
+)
 
 __all__ = [
     "AdaptedModel",
@@ -107,6 +123,7 @@ __all__ = [
     "multi_query_attention",
     "quantize_params",
     "save_pretrained",
+    "sharding",
     "stream",
     "testing",
     "text",

@@ -45,6 +45,16 @@ class PluginError(RuntimeError):
     """
 
 
+class ProcessError(RuntimeError):
+    """Other processes of a run that did not come, or that are gone.
+
+    Example:
+      >>> raise ProcessError("another process of the run is gone")
+      Traceback (most recent call last):
+      haiku_mqa.errors.ProcessError: another process of the run is gone
+    """
+
+
 class EngineFull(RuntimeError):
     """A request that came while as many as may were waiting; it can come again.
 

@@ -21,13 +21,14 @@ LONGEST = (
     "tests/test_readme.py",
     "tests/laws/test_decoder_laws.py",
     "tests/test_doctests.py",
+    "tests/sharding/test_sharded.py",
+    "tests/test_notebooks.py",
     "tests/laws/test_mutants.py",
     "tests/test_examples.py",
     "tests/laws/test_memory_laws.py",
     "tests/training/test_scan.py",
     "tests/training/run/test_loop.py",
     "tests/training/run/test_kills.py",
-    "tests/test_notebooks.py",
 )
 
 # No deadline anywhere: a first example compiles, and would look like a slow one.

@@ -47,6 +47,7 @@ FLOORS = {
     "server": 5,
     "zoo": 5,
     "testing": 5,
+    "planning": 5,
     "cli": 6,
     "hosts": 6,
     "bench": 6,

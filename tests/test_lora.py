@@ -19,6 +19,7 @@ from haiku_mqa import (
     quantize_params,
 )
 from haiku_mqa.lora import split_adapters
+from haiku_mqa.training import Batch, make_loss
 
 SAME = 1e-5
 CONFIG = DecoderConfig(
@@ -146,3 +147,14 @@ def test_matrices_in_int8_take_no_adapters():
     params = {**quantize_params(MODEL, BASE), **split_adapters(_drawn())[1]}
     with pytest.raises(ValueError, match="matrix of floating point"):
         ADAPTED.apply(params, None, TOKENS)
+
+
+def test_the_loss_of_training_and_of_evaluation_see_adapters():
+    params = _drawn()
+    tokens = jnp.arange(24).reshape(2, 12) % MODEL.config.vocab_size
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], mask=None)
+    adapted = make_loss(ADAPTED)(params, batch, None).mean
+    plain = make_loss(MODEL)(ADAPTED.merged(params), batch, None).mean
+    np.testing.assert_allclose(adapted, plain, rtol=1e-5)
+    before = make_loss(MODEL)(split_adapters(params)[0], batch, None).mean
+    assert abs(adapted - before) > 1e-3

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from haiku_mqa.errors import BuildError, FetchError, FormatError, PluginError
+from haiku_mqa.errors import (
+    BuildError,
+    FetchError,
+    FormatError,
+    PluginError,
+    ProcessError,
+)
 
 
 class UsageError(ValueError):
@@ -26,6 +32,7 @@ _TOLD_AS_THEY_ARE = (
     BuildError,
     FetchError,
     PluginError,
+    ProcessError,
     MissingExtra,
 )
 

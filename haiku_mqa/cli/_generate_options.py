@@ -113,6 +113,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     _options.add_dtype(model)
     _options.add_quantize(model)
+    _options.add_mesh(model)
     model.add_argument(
         "--cache",
         choices=("bfloat16", "int8"),

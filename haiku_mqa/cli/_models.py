@@ -47,6 +47,24 @@ def load_model(
     return load_pretrained(source, dtype=dtype, quantize=quantize)
 
 
+def over_mesh(loaded: LoadedModel, sizes: str | None) -> LoadedModel:
+    """Returns a model over the devices of a mesh, or as it is.
+
+    Args:
+      loaded: The model.
+      sizes: Of the mesh's axes; ``None`` for one device.
+
+    Raises:
+      ValueError: There is no such mesh, or it does not divide the model.
+    """
+    if sizes is None:
+        return loaded
+    from haiku_mqa.sharding import shard
+
+    model = shard(loaded.model, sizes)
+    return dataclasses.replace(loaded, model=model, params=model.put(loaded.params))
+
+
 def load_or_draw(source: str, *, dtype: DType, seed: int) -> LoadedModel:
     """Loads a model, or draws weights for one of the zoo's that has none.
 

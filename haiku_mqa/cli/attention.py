@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _options
-from haiku_mqa.cli._failures import MissingExtra
 from haiku_mqa.cli._files import check_argument, check_writable, replacing
 from haiku_mqa.cli._models import load_or_draw
 from haiku_mqa.cli._screen import counted, quoted
@@ -39,8 +37,6 @@ examples:
   haiku-mqa attention "The cat sat on the mat because it was tired"
   haiku-mqa attention --layers 0,5 --heads 0-2,7 "To be, or not to be" --output a.pdf
   haiku-mqa attention --model mqa-decoder --layers 0 --heads 0 "multi-query"
-
-needs matplotlib: pip install 'haiku-mqa[plot]'
 """
 
 
@@ -90,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       ValueError: The text is empty or too long, or a layer, a head or the picture's
         ending is unknown.
-      MissingExtra: matplotlib is not installed.
       OSError: The picture cannot be written.
     """
     text = check_argument("TEXT", args.text)
@@ -99,8 +94,6 @@ def run(args: argparse.Namespace) -> int:
     output: Path = args.output
     if output.suffix.lower() not in _ENDINGS:
         raise unknown_name("ending of --output", output.suffix, _ENDINGS)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtra("drawing", "plot")
     check_writable(output)
     loaded = load_or_draw(args.model, dtype="float32", seed=args.seed)
     layers, heads = _chosen(loaded, args)

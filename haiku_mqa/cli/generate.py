@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from haiku_mqa.cli import _generate_options, _options, _sampling, _ways
 from haiku_mqa.cli._files import check_argument, check_writable, read_text
-from haiku_mqa.cli._models import check_name, load_model
+from haiku_mqa.cli._models import check_name, load_model, over_mesh
 from haiku_mqa.cli._screen import counted, say
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         args.model = _options.LANGUAGE_MODEL if args.chat else _options.PACKED_MODEL
     loaded = load_model(args.model, dtype=args.dtype, quantize=args.quantize)
+    loaded = over_mesh(loaded, args.mesh)
     manner = _manner(loaded.tokenizer)
     if args.temperature is None:
         args.temperature = manner.temperature

@@ -23,6 +23,7 @@ from haiku_mqa.cli import (
     generate,
     kernels,
     lm_eval,
+    plan,
     serve,
     train,
     zoo,
@@ -43,6 +44,7 @@ _VERBS = (
     demo,
     zoo,
     bench,
+    plan,
     kernels,
 )
 

@@ -53,6 +53,7 @@ examples:
   haiku-mqa train --out runs/bpe --set data.tokenizer=bpe data.vocab_size=1024
   haiku-mqa train --config nanogpt-cpu --out runs/nanogpt
   haiku-mqa train --init runs/multi-query --out runs/healed --steps 300
+  haiku-mqa train --mesh data=2,tensor=4 --out runs/wide
 
 settings are those of a run's run.json: model.*, data.*, optimizer.*, eval_every,
 checkpoint_every, sample_every, sample_prompt, compute_dtype, average_decay and so on;
@@ -114,6 +115,7 @@ def add_parser(verbs: Any) -> None:
         dest="settings",
         help="set any field of the config, such as optimizer.learning_rate=3e-4",
     )
+    _options.add_mesh(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -127,6 +129,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing but the result"
     )
+    _options.add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -147,8 +150,10 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     prepare_training()
+    _options.join_processes(args)
     from haiku_mqa.cli._given import read_given
     from haiku_mqa.cli._training import Sampler, Screen, outcome
+    from haiku_mqa.sharding import is_first
     from haiku_mqa.training import read_corpus, train
 
     given = None if args.init is None else read_given(args.init)
@@ -156,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     corpus = read_corpus(config.data.source)
     config = _with_known_prompt(config, corpus, given)
     sampler = Sampler(config.seed)
-    screen = Screen(args.out, corpus, is_quiet=args.quiet)
+    screen = Screen(args.out, corpus, is_quiet=args.quiet or not is_first())
     observers: list[Callable[[Event], None]] = [sampler.observe, screen]
     board = _tensorboard(args, config)
     if board is not None:
@@ -176,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
             params=given and given.params,
             tokenizer=given and given.tokenizer,
             out=args.out,
+            mesh=args.mesh,
             on_event=on_event,
             sample=sample,
         )
@@ -183,6 +189,8 @@ def run(args: argparse.Namespace) -> int:
         screen.close()
         if board is not None:
             board.close()
+    if not is_first():  # which says it for all
+        return 0 if result.stopped is None else 128 + signal.Signals[result.stopped]
     if result.stopped is None:
         print("" if args.quiet else "\n", end="")
         print(outcome(args.out, corpus, screen))

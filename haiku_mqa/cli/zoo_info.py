@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _card(name: str) -> dict[str, Any]:
     from haiku_mqa.cli import _cost
 
-    spec = _spec(name)
+    spec = spec_of(name)
     about = spec.metadata
     parameters = _cost.parameters(spec)
     return {
@@ -84,7 +84,12 @@ def _card(name: str) -> dict[str, Any]:
     }
 
 
-def _spec(name: str) -> ModelSpec:
+def spec_of(name: str) -> ModelSpec:
+    """Returns what is known of a model, without its weights.
+
+    Args:
+      name: Of the zoo, or a path.
+    """
     if is_path(name):
         from haiku_mqa.zoo.paths import describe_path
 

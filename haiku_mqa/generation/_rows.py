@@ -15,6 +15,7 @@ from haiku_mqa.generation._padding import padded
 from haiku_mqa.generation._request import Request, check_ids
 from haiku_mqa.generation.dials import Dials
 from haiku_mqa.generation.loop import Settings, State
+from haiku_mqa.sharding.processes import fetched, on_device
 
 FinishReason = Literal["end", "length", "stop"]
 
@@ -94,7 +95,7 @@ def steps(request: Request, rows: Sequence[Row]) -> Iterator[Step]:
       FloatingPointError: The model's logits were NaN.
     """
     # NumPy weights would be copied to the device at every call.
-    request = dataclasses.replace(request, params=jax.device_put(request.params))
+    request = dataclasses.replace(request, params=on_device(request.params))
     vocab_size = request.model.config.vocab_size
     settings = Settings(
         dials=Dials.of(request.samplings, vocab_size),
@@ -137,7 +138,7 @@ def _begun(request: Request, settings: Settings) -> State:
 def _taken(
     request: Request, rows: Sequence[Row], tokens: jax.Array, logprobs: jax.Array | None
 ) -> Step:
-    chosen = np.asarray(tokens)
+    chosen = fetched(tokens)
     broken = (chosen == -1).any(axis=1)
     if broken.any():
         row = int(broken.argmax())
@@ -150,7 +151,7 @@ def _taken(
             f"the logits of row {row} are NaN{rest}; check the parameters with "
             "haiku_mqa.checks.check_finite"
         )
-    likely = np.asarray(logprobs) if logprobs is not None else np.zeros((len(rows), 0))
+    likely = fetched(logprobs) if logprobs is not None else np.zeros((len(rows), 0))
     seen = [len(row.tokens) for row in rows]
     for row, mine, theirs in zip(rows, chosen, likely, strict=True):
         row.take(request, [t for t in mine.tolist() if t >= 0], theirs.tolist())

@@ -5,15 +5,21 @@ which axis of each parameter goes over which axis of the mesh, and a sharded mod
 a model: what takes the one takes the other.
 """
 
+from haiku_mqa.sharding.layout import Layout
 from haiku_mqa.sharding.mesh import AXES, make_mesh, mesh_sizes
+from haiku_mqa.sharding.processes import fetched, is_first, join
 from haiku_mqa.sharding.rules import PARAMETERS, Rule
 from haiku_mqa.sharding.sharded import ShardedModel, shard
 
 __all__ = [
     "AXES",
     "PARAMETERS",
+    "Layout",
     "Rule",
     "ShardedModel",
+    "fetched",
+    "is_first",
+    "join",
     "make_mesh",
     "mesh_sizes",
     "shard",

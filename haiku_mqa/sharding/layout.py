@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import haiku as hk
 import jax
@@ -24,6 +23,8 @@ _ROWS = ("data", "fsdp")  # axes of the mesh that split rows
 _ALL = (*_ROWS, "tensor")
 _ROOT = "decoder_lm"
 
+CacheSplit = Literal["auto", "heads", "rows"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -33,11 +34,15 @@ class Layout:
       config: Of the decoder.
       mesh: The devices.
       own: Rules of the user's, which come before the library's.
+      cache_split: What of a cache goes over ``tensor``: ``"heads"``, or all of it is
+        on every device where it does not divide them; ``"rows"``; or ``"auto"``, rows
+        where heads are not divided and rows are.
     """
 
     config: DecoderConfig
     mesh: Mesh
     own: tuple[Rule, ...] = ()
+    cache_split: CacheSplit = "auto"
 
     def on(self, *axes: Axis) -> NamedSharding:
         """Returns where an array lies.
@@ -110,32 +115,39 @@ class Layout:
 
         Heads go over ``tensor`` where it divides them; else rows do, and each device
         has all heads of fewer rows (Pope et al. 2022); else each has everything.
+        ``cache_split`` says otherwise.
 
         Args:
           cache: The cache, or its shapes.
+
+        Raises:
+          ValueError: It shall go by rows, and those are not divided.
         """
-        rows = self.cache_rows(cache.batch_size)
-        of_leaf = functools.partial(self._of_cached, rows)
-        return jax.tree.map(of_leaf, cache)
+        rows, heads = self.cached(cache.batch_size)
+        return jax.tree.map(
+            lambda leaf: self.on(rows, heads) if leaf.ndim > 2 else self.on(rows), cache
+        )
 
-    def _of_cached(self, rows: Axis, leaf: Any) -> NamedSharding:
-        if leaf.ndim < 3:  # lengths, positions, segments
-            return self.on(rows)
-        return self.on(rows, self.kv_heads)
-
-    def cache_rows(self, count: int) -> Axis:
-        """Returns what splits the rows of a cache, and of what attends to it.
+    def cached(self, count: int) -> tuple[Axis, Axis]:
+        """Returns what splits the rows and the heads of a cache.
 
         Args:
           count: B.
-        """
-        by_batch = self.kv_heads is None and count % self._size(_ALL) == 0
-        return _ALL if by_batch else self.rows(count)
 
-    @property
-    def kv_heads(self) -> Axis:
-        """What splits key/value heads."""
-        return places(self.config, self.mesh)["kv_heads"]
+        Raises:
+          ValueError: It shall go by rows, and those are not divided.
+        """
+        heads = places(self.config, self.mesh)["kv_heads"]
+        parts = self._size(_ALL)
+        if self.cache_split == "rows" and count % parts:
+            raise ValueError(
+                f"data x fsdp x tensor = {parts} must divide the rows of a cache that "
+                f"goes by rows, got {count}"
+            )
+        by_rows = self.cache_split == "rows" or (
+            self.cache_split == "auto" and heads is None and count % parts == 0
+        )
+        return (_ALL, None) if by_rows else (self.rows(count), heads)
 
     def _size(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
@@ -178,10 +190,11 @@ class Layout:
     ) -> Any:
         q, k, v, *rest = args
         rows = self.rows(len(q))
-        past = self.cache_rows(len(q)) if has_cache else rows
-        heads = "tensor" if past == rows else None
-        q = self._put(q, past, None, heads)
-        k, v = (self._put(x, past, None, self.kv_heads) for x in (k, v))
+        past, kv_heads = rows, places(self.config, self.mesh)["kv_heads"]
+        if has_cache:
+            past, kv_heads = self.cached(len(q))
+        q = self._put(q, past, None, "tensor" if past == rows else None)
+        k, v = (self._put(x, past, None, kv_heads) for x in (k, v))
         attended, weights = method(q, k, v, *rest, **kwargs)
         return self._put(attended, rows, None, "tensor"), weights
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 import jax
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from haiku_mqa.cache import KVCache
+from haiku_mqa.errors import unknown_name
 from haiku_mqa.model import Model, Params
 from haiku_mqa.modules.language_model import DecoderOutput
-from haiku_mqa.sharding.layout import Layout
+from haiku_mqa.sharding.layout import CacheSplit, Layout
 from haiku_mqa.sharding.mesh import AXES, make_mesh
+from haiku_mqa.sharding.processes import is_alone, put
 from haiku_mqa.sharding.rules import Rule, check_divides
 
 
@@ -50,7 +53,7 @@ class ShardedModel(Model):
             lambda rng: Model.init(self, rng, tokens),
             out_shardings=self.layout.params(self.param_shapes),
         )
-        return draw(rng)
+        return draw(self.everywhere(rng))
 
     def apply(
         self, params: Params, rng: jax.Array | None, tokens: jax.Array, **options: Any
@@ -96,7 +99,7 @@ class ShardedModel(Model):
         Args:
           params: Of this config, wherever they lie; quantized ones too.
         """
-        return jax.device_put(params, self.layout.params(params))
+        return put(params, self.layout.params(params))
 
     def laid_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function, compiled so that what it makes is born where it lies.
@@ -120,9 +123,21 @@ class ShardedModel(Model):
 
         def made(*args: Any) -> Any:
             where = self.layout.state(jax.eval_shape(function, *args))
-            return jax.jit(function, out_shardings=where)(*args)
+            return jax.jit(function, out_shardings=where)(*map(self.everywhere, args))
 
         return made
+
+    def everywhere(self, tree: Any) -> Any:
+        """Returns arrays that are whole on every device; inside jit, too.
+
+        Args:
+          tree: Arrays.
+        """
+        where = jax.tree.map(lambda _: self.layout.on(), tree)
+        leaves = jax.tree.leaves(tree)
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            return jax.lax.with_sharding_constraint(tree, where)
+        return tree if is_alone() else put(tree, where)
 
     def put_batch(self, batch: Any) -> Any:
         """Returns a batch with its rows over the devices.
@@ -133,30 +148,47 @@ class ShardedModel(Model):
         Raises:
           ValueError: The rows cannot be split evenly.
         """
-        count = jax.tree.leaves(batch)[0].shape[0]
+        self.check_rows(jax.tree.leaves(batch)[0].shape[0])
+        return put(batch, self.layout.batch(batch))
+
+    def check_rows(self, count: int) -> None:
+        """Raises an error where the rows of a batch cannot be split evenly.
+
+        Args:
+          count: How many there are.
+
+        Raises:
+          ValueError: ``data`` and ``fsdp`` do not divide them.
+        """
         shape = self.layout.mesh.shape
         parts = shape["data"] * shape["fsdp"]
         if count % parts:
             raise ValueError(
                 f"data x fsdp = {parts} must divide the rows of a batch, got {count}"
             )
-        return jax.device_put(batch, self.layout.batch(batch))
 
 
-def shard(model: Model, mesh: str | Mesh, rules: Iterable[Rule] = ()) -> ShardedModel:
+def shard(
+    model: Model,
+    mesh: str | Mesh,
+    rules: Iterable[Rule] = (),
+    *,
+    cache_split: CacheSplit = "auto",
+) -> ShardedModel:
     """Returns a model over the devices of a mesh.
 
     Args:
       model: The model.
       mesh: Sizes of axes, as ``make_mesh`` reads them, or a mesh with all of ``AXES``.
       rules: Where some parameters go instead of where ``PARAMETERS`` has them.
+      cache_split: What of a cache goes over ``tensor``, as ``Layout`` has it.
 
     Returns:
       The sharded model.
 
     Raises:
-      ValueError: There are not so many devices, the mesh has other axes, or a size of
-        the decoder is not divided; names it.
+      ValueError: There are not so many devices, the mesh has other axes, a size of the
+        decoder is not divided, or there is no such split; names it.
 
     Example:
       >>> from haiku_mqa import DecoderConfig, build
@@ -170,4 +202,8 @@ def shard(model: Model, mesh: str | Mesh, rules: Iterable[Rule] = ()) -> Sharded
     if found.axis_names != AXES:
         raise ValueError(f"mesh must have the axes {AXES}, got {found.axis_names}")
     check_divides(model.config, found)
-    return ShardedModel(model.config, Layout(model.config, found, tuple(rules)))
+    if cache_split not in get_args(CacheSplit):
+        raise unknown_name("cache_split", str(cache_split), get_args(CacheSplit))
+    return ShardedModel(
+        model.config, Layout(model.config, found, tuple(rules), cache_split)
+    )

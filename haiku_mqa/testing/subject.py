@@ -129,6 +129,12 @@ class Subject:
         draw = np.random.default_rng(seed)
         return draw.integers(0, self.vocab_size, (rows, length), dtype=np.int32)
 
+    def others(self, seed: int, tokens: np.ndarray) -> np.ndarray:
+        """Returns random tokens, of which none is the one in its place."""
+        draw = np.random.default_rng(seed)
+        shifts = draw.integers(1, max(2, self.vocab_size), tokens.shape, dtype=np.int32)
+        return (tokens + shifts) % self.vocab_size
+
     def logits(self, tokens: np.ndarray, **arguments: Any) -> np.ndarray:
         """Returns the compiled full forward's logits, ``[B, T, V]``."""
         return np.asarray(self._full(self.params, tokens, arguments))

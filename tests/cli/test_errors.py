@@ -390,15 +390,6 @@ def test_weights_that_cannot_be_fetched_are_a_failure(run, tmp_path, monkeypatch
 # --- Extras ------------------------------------------------------------------------
 
 
-def test_attention_without_matplotlib_names_the_extra(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = run("attention", "x")
-    assert done.code == 1
-    assert done.error == (
-        "drawing needs the extra 'plot': pip install 'haiku-mqa[plot]'"
-    )
-
-
 def test_check_without_hypothesis_names_the_extra(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     done = run("zoo", "check", "mqa-decoder")

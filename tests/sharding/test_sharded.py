@@ -234,6 +234,30 @@ def test_cache_goes_by_heads_or_else_by_rows(kv_heads, rows, spec):
     assert padded == spec
 
 
+@pytest.mark.parametrize(
+    ("kv_heads", "split", "parts"),
+    [(1, "heads", 2), (1, "rows", 8), (8, "rows", 8), (8, "heads", 8)],
+)
+def test_cache_goes_as_it_is_told_to(kv_heads, split, parts):
+    model = plain(kv_heads)
+    over = shard(model, "data=2,tensor=4", cache_split=split)
+    keys = over.init_cache(8, 16).layers[0].keys
+    assert keys.addressable_shards[0].data.size * parts == keys.size
+    params = model.init(jax.random.key(0))
+    prompts = [[1, 2, 3]] * 8
+    expected = hm.generate(model, params, prompts, max_new_tokens=4).tokens
+    given = hm.generate(over, over.put(params), prompts, max_new_tokens=4).tokens
+    assert given == expected
+
+
+def test_cache_by_rows_needs_rows():
+    over = shard(plain(), "data=2,tensor=4", cache_split="rows")
+    with pytest.raises(ValueError, match="tensor = 8 must divide the rows of a cache"):
+        over.init_cache(6, 16)
+    with pytest.raises(ValueError, match="unknown cache_split 'row': did you mean"):
+        shard(plain(), "data=2", cache_split="row")
+
+
 def test_one_kv_head_of_many_rows_takes_each_device_its_part_of_the_cache():
     cache = sharded("tensor=8", 1, True).init_cache(8, 16)
     keys = cache.layers[0].keys

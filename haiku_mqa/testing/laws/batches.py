@@ -89,7 +89,7 @@ def _segregation(subject: Subject, case: tuple[int, list[int], int]) -> float:
     seed, borders, other = case
     tokens, segments, spans = _pack(subject, seed, borders)
     start, stop = spans[other % len(spans)]
-    changed = subject.tokens(other, rows=1)
+    changed = subject.others(other, tokens)
     changed[:, start:stop] = tokens[:, start:stop]
     before, after = (
         subject.logits(t, segment_ids=segments)[:, start:stop]

@@ -176,11 +176,9 @@ class Checkpoints:
 
 
 def _write_arrays(path: Path, tree: Any) -> None:
-    import orbax.checkpoint as ocp  # takes a second, which other uses need not wait
-
     # Copies: a view into a device's memory would hinder its donation.
     host = jax.tree.map(np.array, tree)
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(path.absolute(), host)
 
 
@@ -188,8 +186,30 @@ def _read_arrays(path: Path, like: Any) -> Any:
     import orbax.checkpoint as ocp
 
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         return checkpointer.restore(path.absolute(), item=like, restore_args=arguments)
+
+
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
+    """Yields what writes and reads, for this process alone: arrays are whole in each.
+
+    By itself it would wait for all other processes of the run.
+    """
+    import orbax.checkpoint as ocp  # takes a second, which other uses need not wait
+
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here},
+        barrier_sync_key_prefix=f"process_{here}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with (
+        _quiet(),
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+    ):
+        yield checkpointer
 
 
 @contextlib.contextmanager

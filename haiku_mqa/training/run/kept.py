@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from haiku_mqa import model_folder
 from haiku_mqa.model import Model, Params
+from haiku_mqa.sharding import processes
 from haiku_mqa.training.run.folder import RunFolder
 from haiku_mqa.training.run.programs import Carry
 
@@ -22,16 +22,17 @@ class Kept:
       saved_at: The newest checkpoint's step; ``None`` before there is one.
     """
 
-    def __init__(self, model: Model, folder: RunFolder | None):
+    def __init__(self, model: Model, folder: RunFolder | None, *, writes: bool = True):
         """Begins with nothing.
 
         Args:
           model: The run's.
           folder: The run's, which may have checkpoints; ``None`` if nothing is
             written.
+          writes: Whether this process writes; of several, one does.
         """
         self.saved_at: int | None = None
-        self._model, self._folder = model, folder
+        self._model, self._folder, self._writes = model, folder, writes
         self._best: tuple[int, float] | None = None
         self._best_params: Params | None = None
         self._validation: tuple[int, float] | None = None
@@ -49,6 +50,8 @@ class Kept:
         self._best = about["best"] and tuple(about["best"])
         self.saved_at = steps[-1]
         # Copies: the step's donation must not reach into NumPy's memory.
+        if not processes.is_alone():  # which cannot hold a part that is another's
+            return tree
         return jax.tree.map(lambda x: jax.numpy.array(x, copy=True), tree)
 
     def judge(self, step: int, loss: float, carry: Carry) -> bool:
@@ -78,9 +81,12 @@ class Kept:
         judged = self._validation
         loss = judged[1] if judged and judged[0] == step else None
         about = {"step": step, "validation_loss": loss, "best": self._best}
-        path = self._folder.checkpoints.save(step, carry, about)
+        carry = carry if processes.is_alone() else processes.fetched(carry)
+        path = None
+        if self._writes:
+            path = self._folder.checkpoints.save(step, carry, about)
+            self._folder.checkpoints.keep(step, *self._best_saved(self._folder))
         self.saved_at = step
-        self._folder.checkpoints.keep(step, *self._best_saved(self._folder))
         return path
 
     def parameters(self, step: int, carry: Carry) -> Params:
@@ -106,9 +112,9 @@ class Kept:
     def _export(self, step: int, carry: Carry, metadata: dict[str, str]) -> Params:
         """Takes the parameters as they are for what the run has come to."""
         # Copies, since the step takes the originals.
-        params: Params = jax.tree.map(np.array, carry.judged)
+        params: Params = processes.fetched(carry.judged)
         self._best_params = params
-        if self._folder is not None:
+        if self._folder is not None and self._writes:
             self._folder.write_weights(params, {"step": str(step), **metadata})
         return params
 

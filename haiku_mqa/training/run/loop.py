@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterable
 
 import jax
 
-from haiku_mqa.model import Model, Params
+from haiku_mqa.model import Model, Params, build
+from haiku_mqa.sharding import ShardedModel, processes
 from haiku_mqa.text import Tokenizer
 from haiku_mqa.training.data import Batch
 from haiku_mqa.training.run.config import RunConfig
@@ -68,7 +70,7 @@ class Run:
         self.request = StopRequest()
         self.carry: Carry
         self.step = 0
-        self.kept = Kept(model, folder)
+        self.kept = Kept(model, folder, writes=processes.is_first())
         self.history: list[Stepped | Evaluated] = []
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._data, self._is_written = data, folder is not None
@@ -88,8 +90,12 @@ class Run:
         """
         programs, rng = self._programs, self._init_rng
         found = self.kept.restore(lambda: jax.eval_shape(programs.init, rng))
-        if found is None:
-            found = programs.init(rng) if params is None else programs.begin(params)
+        if found is not None:
+            found = programs.place(found)
+        elif params is not None:
+            found = programs.begin(params)
+        else:
+            found = programs.init(rng)
         self.carry, self.step = found, self.kept.saved_at or 0
 
     def go(self, *, is_given: bool) -> str | None:
@@ -133,6 +139,7 @@ class Run:
             if late is not None:
                 self._stepped(*late)
             late = step, metrics
+            self._agree_to_stop()
             if self._is_due(step) or self.request.name:
                 self._stepped(*late)
                 late = None
@@ -140,6 +147,12 @@ class Run:
                 self._speed.pause()
             if self.request.name:
                 break
+
+    def _agree_to_stop(self) -> None:
+        """Has all processes stop after the same step, whichever was asked to."""
+        name = self.request.name
+        number = processes.largest(signal.Signals[name] if name else 0)
+        self.request.name = signal.Signals(number).name if number else None
 
     def _is_due(self, step: int) -> bool:
         """Whether more is to be done after a step than the next one."""
@@ -171,8 +184,12 @@ class Run:
         if self.sample is not None and (last or step % config.sample_every == 0):
             prompt, count = config.sample_prompt, config.sample_tokens
             params = self.carry.judged
-            text = self.sample(self._model, params, self._tokenizer, prompt, count)
-            self._say(Sampled(step, text))
+            if isinstance(self._model, ShardedModel):  # a text is written by one device
+                params = processes.fetched(params)
+            if processes.is_first():
+                model = build(self._model.config)
+                text = self.sample(model, params, self._tokenizer, prompt, count)
+                self._say(Sampled(step, text))
         if last or step % config.checkpoint_every == 0 or self.request.name:
             self._save(step)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa.model import Model, Params
+from haiku_mqa.sharding import ShardedModel, processes
 from haiku_mqa.training.data import Batch
 from haiku_mqa.training.loss import Loss, mean_loss
 from haiku_mqa.training.run.config import RunConfig
@@ -42,12 +43,14 @@ class Programs(NamedTuple):
       begin: Given parameters to the first ``Carry``.
       step: (carry, batch, rng) to (carry, metrics). The carry is donated.
       evaluate: (parameters, batches) to nats per token.
+      place: A ``Carry`` that was read to one that lies where the run's does.
     """
 
     init: Callable[[jax.Array], Carry]
     begin: Callable[[Params], Carry]
     step: Callable[[Carry, Batch, jax.Array | None], tuple[Carry, Metrics]]
     evaluate: Callable[[Params, Iterable[Batch]], float]
+    place: Callable[[Carry], Carry]
 
 
 def make_programs(model: Model, config: RunConfig) -> Programs:
@@ -89,12 +92,30 @@ def make_programs(model: Model, config: RunConfig) -> Programs:
 
     options.pop("remat")  # nothing is kept for a backward pass that is not run
     loss = make_loss(model, **options)
+    compiled = jax.jit(step, donate_argnums=0)
     summed = jax.jit(lambda params, batch: loss(params, batch, None))
+    if not isinstance(model, ShardedModel):
+        return Programs(
+            init=_quickly_compiled(init),
+            begin=_quickly_compiled(begin),
+            step=compiled,
+            evaluate=functools.partial(_mean, summed),
+            place=lambda carry: carry,
+        )
+    layout = model.layout
+
+    def everywhere(rng: jax.Array | None) -> jax.Array | None:
+        return None if rng is None else model.everywhere(rng)
+
+    def put(batch: Batch) -> Batch:
+        return processes.put(batch, layout.batch(batch))
+
     return Programs(
-        init=_quickly_compiled(init),
-        begin=_quickly_compiled(begin),
-        step=jax.jit(step, donate_argnums=0),
-        evaluate=functools.partial(_mean, summed),
+        init=model.laid_out(init),
+        begin=model.laid_out(begin),
+        step=lambda carry, batch, rng: compiled(carry, put(batch), everywhere(rng)),
+        evaluate=lambda params, batches: _mean(summed, params, map(put, batches)),
+        place=lambda carry: processes.put(carry, layout.state(carry)),
     )
 
 

@@ -7,7 +7,10 @@ import dataclasses
 import os
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from haiku_mqa.model import Model, Params, build
+from haiku_mqa.sharding import processes, shard
 from haiku_mqa.text import Tokenizer
 from haiku_mqa.training.corpus import Corpus, read_corpus
 from haiku_mqa.training.run.config import RunConfig
@@ -56,6 +59,7 @@ def train(
     params: Params | None = None,
     tokenizer: Tokenizer | None = None,
     out: str | os.PathLike[str] | None = None,
+    mesh: str | Mesh | None = None,
     resume: bool = True,
     on_event: Observer | None = None,
     sample: Sampler | None = None,
@@ -82,6 +86,8 @@ def train(
       tokenizer: What reads the text, of the kind that ``config.data`` has; made from
         the corpus if ``None``.
       out: The run's folder; nothing is written if ``None``.
+      mesh: The devices that the run goes over, as ``sharding.shard`` reads them; one
+        if ``None``. A run goes on over any other, to the same losses but for rounding.
       resume: Whether to go on with a run that the folder has; otherwise it is
         refused.
       on_event: Called with what happens (``haiku_mqa.training.run.events``).
@@ -93,10 +99,12 @@ def train(
       The model, its best parameters, and how they came about.
 
     Raises:
-      ValueError: The corpus is too small; the parameters or the tokenizer are not
-        the config's; or the folder holds another run (each field that differs is
+      ValueError: The corpus is too small; there are not the devices of the mesh, or it
+        does not divide the model or a batch's rows; the parameters or the tokenizer are
+        not the config's; or the folder holds another run (each field that differs is
         listed), files of something else, or is in use by another process.
       FormatError: A file in the folder is damaged.
+      ProcessError: Another process of the run is gone, or could not begin.
       FloatingPointError: More than ``config.max_skipped`` steps in a row were not
         finite.
       OSError: The folder cannot be written, for example because the disk is full.
@@ -119,47 +127,60 @@ def train(
       (1, 5, 8)
     """
     corpus = read_corpus(config.data.source) if corpus is None else corpus
+    is_first = processes.is_first()
     with contextlib.ExitStack() as stack:
         folder = None if out is None else RunFolder(out)
-        if folder is not None:
-            stack.enter_context(folder.locked())
-        if folder is not None and folder.has_run:
-            _go_on(folder, config, corpus, params, tokenizer, resume)
-            tokenizer = folder.tokenizer()
-        elif tokenizer is None:
-            tokenizer = make_tokenizer(config.data, corpus)
-        else:
-            check_tokenizer(config.data, tokenizer)
-        model = build(config.decoder_config(tokenizer.vocab_size))
-        first = None if params is None else fitted(params, model)
-        data = make_data(config.data, corpus, tokenizer, config.seed)
-        if folder is not None:
-            folder.remove_leftovers()
-            if not folder.has_run:
-                folder.begin(config, model.config, corpus, tokenizer, params)
+        with processes.first_before_others():
+            if folder is not None and is_first:
+                stack.enter_context(folder.locked())
+                if folder.has_run:
+                    _go_on(folder, config, corpus, params, tokenizer, resume)
+            if folder is not None and folder.has_run:
+                tokenizer = folder.tokenizer()
+            elif tokenizer is None:
+                tokenizer = make_tokenizer(config.data, corpus)
+            else:
+                check_tokenizer(config.data, tokenizer)
+            plain = build(config.decoder_config(tokenizer.vocab_size))
+            model = _over(mesh, plain, config)
+            first = None if params is None else fitted(params, model)
+            data = make_data(config.data, corpus, tokenizer, config.seed)
+            if folder is not None and is_first:
+                folder.remove_leftovers()
+                if not folder.has_run:
+                    folder.begin(config, model.config, corpus, tokenizer, params)
         run = Run(config, model, tokenizer, data, folder)
         run.request = stack.enter_context(stop_requests())
         run.sample = sample
+        stack.enter_context(processes.loss_told())
         run.begin(first)
-        if folder is not None:
+        if folder is not None and is_first:
             reports = Reports(folder.path, config)
             # What a run said before it had a checkpoint, it says again.
             reports.resume_at(-1 if run.kept.saved_at is None else run.step)
             stack.callback(reports.close)
             run.observers.append(reports)
-        if on_event is not None:
+        if on_event is not None and is_first:
             run.observers.append(on_event)
-        if progress:
+        if progress and is_first:
             run.observers.append(stack.enter_context(bar(config)))
         stopped = run.go(is_given=params is not None)
         return TrainResult(
-            model,
+            plain,
             run.kept.parameters(run.step, run.carry),
             tokenizer,
             tuple(run.history),
             None if folder is None else folder.path,
             stopped,
         )
+
+
+def _over(mesh: str | Mesh | None, plain: Model, config: RunConfig) -> Model:
+    if mesh is None:
+        return plain
+    model = shard(plain, mesh)
+    model.check_rows(config.data.batch_size)
+    return model
 
 
 def _go_on(

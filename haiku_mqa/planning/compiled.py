@@ -1,0 +1,188 @@
+"""What programs need between their arguments and results, from compiling them.
+
+Layers are alike, so that programs of one layer and of two tell what each more costs: a
+decoder of a hundred layers is compiled in the time that three take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.errors import unknown_name
+from haiku_mqa.model import build
+from haiku_mqa.planning.collectives import KINDS, Traffic, traffic_of
+from haiku_mqa.sharding import ShardedModel, shard
+from haiku_mqa.sharding.layout import CacheSplit
+from haiku_mqa.training import (
+    Batch,
+    OptimizerConfig,
+    init_train_state,
+    make_train_step,
+)
+
+StageName = Literal["train", "prefill", "decode"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one run of a program needs on each device.
+
+    Attributes:
+      arguments: Bytes that it is given.
+      temporaries: Bytes that it needs beside them, at most.
+      traffic: What it sends to the others.
+
+    Example:
+      >>> Work(arguments=8, temporaries=4, traffic=Traffic({})).traffic.total
+      0
+    """
+
+    arguments: float
+    temporaries: float
+    traffic: Traffic
+
+
+def compiled_work(
+    config: DecoderConfig,
+    mesh: str | Mesh,
+    stage: StageName,
+    *,
+    batch: int,
+    context: int,
+    cache_split: CacheSplit = "auto",
+    optimizer: OptimizerConfig | None = None,
+) -> Work:
+    """Returns what a stage needs, without running it.
+
+    Args:
+      config: Of the decoder.
+      mesh: Sizes of axes, or a mesh, of devices that JAX sees: on a CPU as many as
+        ``JAX_NUM_CPU_DEVICES`` says.
+      stage: ``"train"`` is a step, ``"prefill"`` reads prompts of ``context`` tokens,
+        ``"decode"`` one token a row with as many before it.
+      batch: B, rows.
+      context: T or S, tokens.
+      cache_split: What of a cache goes over ``tensor``.
+      optimizer: Of training; AdamW if ``None``.
+
+    Returns:
+      Its needs, of which those between arguments are the compiler's for this backend.
+
+    Raises:
+      ValueError: There is no such stage, or the mesh does not divide the decoder.
+
+    Example:
+      >>> config = DecoderConfig(
+      ...     vocab_size=256, num_layers=8, num_heads=8, d_model=64, d_ff=256)
+      >>> work = compiled_work(config, "data=1", "decode", batch=2, context=8)
+      >>> work.traffic.total, work.temporaries > 0
+      (0, True)
+    """
+    if stage not in get_args(StageName):
+        raise unknown_name("stage", str(stage), get_args(StageName))
+    few = min(2, config.num_layers)
+    works = [
+        _of_layers(
+            shard(build(config.first_layers(n)), mesh, cache_split=cache_split),
+            stage,
+            batch,
+            context,
+            optimizer or OptimizerConfig(),
+        )
+        for n in range(1, few + 1)
+    ]
+    return _continued(works, config.num_layers)
+
+
+def _continued(works: list[Work], num_layers: int) -> Work:
+    """Returns what many layers need, from what one and two do."""
+    first, last = works[0], works[-1]
+    more = num_layers - 1
+
+    def line(one: float, two: float) -> float:
+        return one + more * (two - one)
+
+    sent = {
+        kind: line(first.traffic.sent.get(kind, 0.0), last.traffic.sent.get(kind, 0.0))
+        for kind in KINDS
+        if kind in first.traffic.sent or kind in last.traffic.sent
+    }
+    return Work(
+        line(first.arguments, last.arguments),
+        line(first.temporaries, last.temporaries),
+        Traffic(sent),
+    )
+
+
+def _of_layers(
+    model: ShardedModel,
+    stage: StageName,
+    batch: int,
+    context: int,
+    optimizer: OptimizerConfig,
+) -> Work:
+    lower = {"train": _train, "prefill": _prefill, "decode": _decode}[stage]
+    compiled = lower(model, batch, context, optimizer).compile()
+    memory = compiled.memory_analysis()
+    return Work(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        traffic_of(compiled.as_text()),
+    )
+
+
+def _train(
+    model: ShardedModel, batch: int, context: int, optimizer: OptimizerConfig
+) -> Any:
+    model.check_rows(batch)
+    params = model.param_shapes
+    state = _placed(
+        jax.eval_shape(lambda p: init_train_state(optimizer, p), params),
+        model.layout.state,
+    )
+    tokens = jax.ShapeDtypeStruct((batch, context), jnp.int32)
+    rows = _placed(Batch(tokens, tokens, mask=None), model.layout.batch)
+    dtype = model.config.dtype
+    step = make_train_step(model, optimizer, compute_dtype=dtype, remat=True)
+    return jax.jit(step, donate_argnums=0).lower(state, rows, None)
+
+
+def _prefill(model: ShardedModel, batch: int, context: int, _: Any) -> Any:
+    return _read(model, batch, context, context)
+
+
+def _decode(model: ShardedModel, batch: int, context: int, _: Any) -> Any:
+    return _read(model, batch, 1, context)
+
+
+def _read(model: ShardedModel, batch: int, length: int, context: int) -> Any:
+    layout = model.layout
+    params = _placed(model.param_shapes, layout.params)
+    cache = jax.eval_shape(lambda: model.init_cache(batch, context))
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    last = jnp.full((batch, 1), length - 1, jnp.int32)
+
+    def read(params: Any, tokens: Any, cache: Any) -> Any:
+        out = model.apply(params, None, tokens, cache=cache, logits_at=last)
+        return out.logits, out.cache
+
+    return jax.jit(read, donate_argnums=2).lower(
+        params, _placed(tokens, layout.batch), _placed(cache, layout.cache)
+    )
+
+
+def _placed(shapes: Any, layout: Callable[[Any], Any]) -> Any:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        shapes,
+        layout(shapes),
+    )
