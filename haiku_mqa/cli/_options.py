@@ -187,7 +187,7 @@ def add_quantize(parser: Options) -> None:
     )
 
 
-def add_mesh(parser: argparse.ArgumentParser) -> None:
+def add_mesh(parser: Options) -> None:
     """Adds ``--mesh``."""
     parser.add_argument(
         "--mesh",

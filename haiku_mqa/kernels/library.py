@@ -72,6 +72,9 @@ def is_loaded() -> bool:
 def without() -> Iterator[None]:
     """Has what is traced inside do without kernels, which no partitioner can split.
 
+    Returns:
+      A context.
+
     Example:
       >>> with without():
       ...     is_loaded()

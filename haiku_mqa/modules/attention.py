@@ -290,7 +290,7 @@ class MultiQueryAttention(hk.Module):
           v: ``[B, S, K, v]``.
           mask: bool, as ``ops.multi_query_attention``.
           return_weights: Whether weights are returned too.
-          **options: Of ``ops.multi_query_attention``.
+          options: Of ``ops.multi_query_attention``.
 
         Returns:
           ``[B, T, N, v]``, and weights ``[B, N, T, S]`` or ``None``.

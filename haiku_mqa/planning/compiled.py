@@ -147,7 +147,7 @@ def _train(
         jax.eval_shape(lambda p: init_train_state(optimizer, p), params),
         model.layout.state,
     )
-    tokens = jax.ShapeDtypeStruct((batch, context), jnp.int32)
+    tokens: Any = jax.ShapeDtypeStruct((batch, context), jnp.int32)
     rows = _placed(Batch(tokens, tokens, mask=None), model.layout.batch)
     dtype = model.config.dtype
     step = make_train_step(model, optimizer, compute_dtype=dtype, remat=True)

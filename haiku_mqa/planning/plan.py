@@ -160,14 +160,14 @@ def make_plan(
       >>> plan.stages[0].binds
       'memory'
     """
-    sizes = {"batch": batch, "context": context}
-    kept = held(config, mesh, cache_split=cache_split, **sizes)
+    kept = held(config, mesh, batch=batch, context=context, cache_split=cache_split)
     made = []
     for name in stages:
-        work = compiled_work(config, mesh, name, cache_split=cache_split, **sizes)
-        made.append(_stage(name, config, mesh, device, kept, work, **sizes))
+        work = compiled_work(
+            config, mesh, name, batch=batch, context=context, cache_split=cache_split
+        )
+        made.append(_stage(name, config, mesh, device, kept, work, batch, context))
     room = device.memory - kept.params
-    split = {"room": room, "cache_split": cache_split}
     return Plan(
         config,
         mesh_sizes(mesh),
@@ -176,8 +176,10 @@ def make_plan(
         context,
         kept,
         tuple(made),
-        longest_context(config, mesh, batch=batch, **split),
-        largest_batch(config, mesh, context=context, **split),
+        longest_context(config, mesh, batch=batch, room=room, cache_split=cache_split),
+        largest_batch(
+            config, mesh, context=context, room=room, cache_split=cache_split
+        ),
     )
 
 
@@ -188,7 +190,6 @@ def _stage(
     device: Device,
     kept: Held,
     work: Work,
-    *,
     batch: int,
     context: int,
 ) -> Stage:

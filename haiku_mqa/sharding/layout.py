@@ -48,7 +48,7 @@ class Layout:
         """Returns where an array lies.
 
         Args:
-          *axes: For each axis of the array those of the mesh that split it.
+          axes: For each axis of the array those of the mesh that split it.
         """
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
@@ -162,6 +162,9 @@ class Layout:
 
         Args:
           has_cache: Whether the decoder attends to a cache.
+
+        Returns:
+          A context.
         """
 
         def place(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa.errors import ProcessError
@@ -100,7 +101,7 @@ def put(tree: Any, where: Any) -> Any:
 
 
 def _put(leaf: Any, where: Any) -> Any:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = np.asarray(jax.random.key_data(leaf))
         placed = jax.make_array_from_callback(data.shape, where, lambda at: data[at])
         return jax.random.wrap_key_data(placed)

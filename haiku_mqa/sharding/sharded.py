@@ -64,7 +64,7 @@ class ShardedModel(Model):
           params: As ``init`` makes them, or as ``put`` laid them out.
           rng: PRNG key for dropout.
           tokens: int32 ``[B, T]``.
-          **options: Of ``Model.apply``.
+          options: Of ``Model.apply``.
         """
         has_cache = options.get("cache") is not None
         with self.layout.applied(has_cache=has_cache):
