@@ -173,4 +173,4 @@ def largest_batch(
     shape = layout_of(config, mesh).mesh.shape
     step = math.prod(shape[axis] for axis in AXES)
     taken = held(config, mesh, batch=step, context=context, cache_split=cache_split)
-    return step * math.floor(room / taken.cache)
+    return step * max(0, math.floor(room / taken.cache))

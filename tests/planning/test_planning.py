@@ -87,6 +87,12 @@ def test_longest_context_and_largest_batch_fill_the_room(split):
     assert taken[0].cache <= room < taken[1].cache
 
 
+def test_nothing_fits_where_there_is_no_room():
+    options = {"room": -1.0}
+    assert longest_context(SMALL, "data=1", batch=8, **options) == 0
+    assert largest_batch(SMALL, "data=1", context=8, **options) == 0
+
+
 # Pope et al. 2022, table 1: PaLM 540B on 64 chips of 32 GiB, three tenths of whose
 # memory are for the cache. Heads were padded to 64; multi-head ones are half as wide.
 PADDED = dataclasses.replace(PRESETS["palm-540b"], num_heads=64)
