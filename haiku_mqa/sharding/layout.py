@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -15,13 +16,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from haiku_mqa import kernels
 from haiku_mqa.cache import KVCache
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.modules import MultiQueryAttention, TransformerDecoderBlock
+from haiku_mqa.modules import (
+    FeedForward,
+    MultiQueryAttention,
+    TransformerDecoderBlock,
+)
 from haiku_mqa.ops import QuantizedMatrix
 from haiku_mqa.sharding.rules import PARAMETERS, Axis, Rule, places, rule_of, spec_of
 
 _ROWS = ("data", "fsdp")  # axes of the mesh that split rows
 _ALL = (*_ROWS, "tensor")
 _ROOT = "decoder_lm"
+
+_BY_ROWS = (TransformerDecoderBlock, FeedForward)  # whose inputs are split so alone
 
 CacheSplit = Literal["auto", "heads", "rows"]
 
@@ -174,7 +181,7 @@ class Layout:
             context: hk.MethodContext,
         ) -> Any:
             name, module = context.method_name, context.module
-            if isinstance(module, TransformerDecoderBlock) and name == "__call__":
+            if isinstance(module, _BY_ROWS) and name == "__call__":
                 x, *rest = args
                 return method(self._put(x, self.rows(len(x))), *rest, **kwargs)
             if isinstance(module, MultiQueryAttention) and name == "attend":
@@ -191,15 +198,93 @@ class Layout:
         kwargs: Mapping[str, Any],
         has_cache: bool,
     ) -> Any:
-        q, k, v, *rest = args
+        q, k, v, mask = args
         rows = self.rows(len(q))
         past, kv_heads = rows, places(self.config, self.mesh)["kv_heads"]
         if has_cache:
             past, kv_heads = self.cached(len(q))
-        q = self._put(q, past, None, "tensor" if past == rows else None)
-        k, v = (self._put(x, past, None, kv_heads) for x in (k, v))
-        attended, weights = method(q, k, v, *rest, **kwargs)
+        heads = "tensor" if past == rows else None
+        if kwargs.get("dropout_rng") is None and self._is_split_evenly(heads, kv_heads):
+            apart = _Apart(self.mesh, past, heads, kv_heads)
+            attended, weights = apart.attend(method, q, k, v, mask, kwargs)
+        else:  # what is dropped is drawn for all heads together
+            q = self._put(q, past, None, heads)
+            k, v = (self._put(x, past, None, kv_heads) for x in (k, v))
+            attended, weights = method(q, k, v, mask, **kwargs)
         return self._put(attended, rows, None, "tensor"), weights
+
+    def _is_split_evenly(self, heads: Axis, kv_heads: Axis) -> bool:
+        """Whether the query heads of each device read key/value heads that it has."""
+        if heads is None or kv_heads is not None:
+            return True
+        return self.mesh.shape["tensor"] % self.config.num_kv_heads == 0
 
     def _put(self, x: jax.Array, *axes: Axis) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, self.on(*axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apart:
+    """Attention by each device alone: rows and heads know nothing of each other.
+
+    The partitioner does not see that, where heads of a group are made rows of one
+    product, and would gather what is split.
+    """
+
+    mesh: Mesh
+    rows: Axis
+    heads: Axis
+    kv_heads: Axis
+
+    def attend(
+        self,
+        method: Callable[..., Any],
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None,
+        options: Mapping[str, Any],
+    ) -> tuple[jax.Array, jax.Array | None]:
+        bias, with_weights = options.get("bias"), options.get("return_weights", False)
+        given = {"q": q, "k": k, "v": v, "mask": mask, "bias": bias}
+        arrays = {name: array for name, array in given.items() if array is not None}
+
+        def own(arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+            arrays = self._with_own_heads(arrays)
+            q, k, v = (arrays[name] for name in "qkv")
+            own_options = {**options, "bias": arrays.get("bias")}
+            found = method(q, k, v, arrays.get("mask"), **own_options)
+            return found if with_weights else found[:1]
+
+        specs = {name: self._spec(name, array) for name, array in arrays.items()}
+        weights = (PartitionSpec(self.rows, self.heads),) if with_weights else ()
+        found = jax.shard_map(
+            own,
+            mesh=self.mesh,
+            in_specs=(specs,),
+            out_specs=(PartitionSpec(self.rows, None, self.heads), *weights),
+            check_vma=False,
+        )(arrays)
+        return found[0], found[1] if with_weights else None
+
+    def _spec(self, name: str, array: jax.Array) -> PartitionSpec:
+        if name in "qkv":
+            heads = self.heads if name == "q" else self.kv_heads
+            return PartitionSpec(self.rows, None, heads)
+        # A mask or a bias can be the same for all rows, or for all heads.
+        rows, heads = array.shape[:2]
+        return PartitionSpec(
+            self.rows if rows > 1 else None, self.heads if heads > 1 else None
+        )
+
+    def _with_own_heads(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns what is given with the one key/value head that is read here."""
+        if self.heads is None or self.kv_heads is not None:
+            return arrays
+        count = arrays["k"].shape[2]
+        devices = self.mesh.shape["tensor"]
+        index = jax.lax.axis_index("tensor") // (devices // count)
+        cut = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=index, slice_size=1, axis=2
+        )
+        return {**arrays, "k": cut(arrays["k"]), "v": cut(arrays["v"])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from haiku_mqa.config import DType
 from haiku_mqa.model import Model, Params
@@ -113,17 +115,55 @@ def make_loss(
             hidden = jnp.pad(hidden, [(0, 0), (0, 0), (0, 1)], constant_values=1)
             bias = params["decoder_lm/unembed"]["b"].astype(matrix.dtype)
             matrix = jnp.concatenate([matrix, bias[:, None]], axis=1)
-        return chunked_cross_entropy(
-            hidden,
-            matrix,
-            batch.labels,
-            batch.mask,
+        surprise = functools.partial(
+            chunked_cross_entropy,
             chunk=chunk,
             scale=config.logit_scale,
             softcap=config.final_logit_softcap,
         )
+        if isinstance(model, ShardedModel):
+            surprise = _by_positions(model, surprise)
+        return surprise(hidden, matrix, batch.labels, batch.mask)
 
     return loss
+
+
+def _by_positions(
+    model: ShardedModel, surprise: Callable[..., Loss]
+) -> Callable[..., Loss]:
+    """Returns a loss that each device takes of its own positions, by its own chunks.
+
+    The partitioner would have all devices agree on the matrix and on the sum of its
+    gradients after every chunk. So they gather the one before the first, and add up
+    the others after the last. Devices of ``tensor`` share the positions of a row.
+    """
+
+    def parts(
+        hidden: jax.Array, matrix: jax.Array, labels: jax.Array, mask: jax.Array | None
+    ) -> Loss:
+        mesh, (count, length) = model.layout.mesh, labels.shape
+        rows = model.layout.rows(count)
+        columns = None if length % mesh.shape["tensor"] else "tensor"
+        axes = [axis for axis in (rows, columns) if axis is not None]
+        if mask is None:
+            mask = jnp.ones(labels.shape, bool)
+
+        def own(*arrays: jax.Array) -> Loss:
+            loss = surprise(*arrays)
+            for axis in axes:
+                loss = jax.lax.psum(loss, axis)
+            return loss
+
+        split, whole = PartitionSpec(rows, columns), PartitionSpec()
+        return jax.shard_map(
+            own,
+            mesh=mesh,
+            in_specs=(split, whole, split, split),
+            out_specs=whole,
+            check_vma=False,
+        )(hidden, matrix, labels, mask)
+
+    return parts
 
 
 def make_train_step(
