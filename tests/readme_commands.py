@@ -71,6 +71,9 @@ SHORTENED = {
     "train --config shakespeare-mqa --out runs/shakespeare-mqa --steps 5 --set "
     "model.num_layers=1 data.batch_size=2 data.validation=0.01 sample_tokens=8 "
     "optimizer.decay_steps=2",
+    "JAX_NUM_CPU_DEVICES=8 haiku-mqa train --mesh data=2,tensor=4 --out runs/wide": ""
+    "haiku-mqa train --mesh data=2,tensor=4 --out runs/wide --steps 2 --set "
+    "model.num_layers=1 data.batch_size=2 data.validation=0.01 sample_tokens=8 optimizer.name=adamw",
     'haiku-mqa generate --model runs/first "ROMEO:"': "haiku-mqa generate "
     '--model runs/first "ROMEO:" --max-new-tokens 16',
     "haiku-mqa eval --model runs/first": "haiku-mqa eval --model runs/first "
@@ -179,7 +182,8 @@ def _run_ours(command: str, folder: Path, typed: str) -> str:
 
     That each also runs in a process of its own, tests/cli shows.
     """
-    words = shlex.split(SHORTENED.get(command, command))
+    command = SHORTENED.get(command, command)
+    words = shlex.split(_VARIABLES.sub("", command, count=1))
     printed, said = io.StringIO(), io.StringIO()
     given = io.TextIOWrapper(io.BytesIO(typed.encode()), encoding="utf-8")
     with (

@@ -147,7 +147,8 @@ def _have_devices(count: int) -> None:
 
     with contextlib.suppress(RuntimeError):  # it has made some already
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
+        more = max(count, jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", more)
 
 
 def _config(source: str) -> DecoderConfig:

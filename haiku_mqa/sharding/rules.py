@@ -91,7 +91,7 @@ def rule_of(path: str, rules: Sequence[Rule], own: Iterable[Rule] = ()) -> Rule:
 
     Example:
       >>> rule_of("embed/embeddings", PARAMETERS).axes
-      ('vocab', 'model')
+      ('vocab', 'vector')
     """
     for rule in own:
         if rule.matches(path):
@@ -172,8 +172,8 @@ def spec_of(rule: Rule, where: dict[str, Axis]) -> PartitionSpec:
       The axis of the mesh for each axis of the parameter.
 
     Example:
-      >>> spec_of(Rule("*", ("model", None)), {"model": "fsdp"})
-      PartitionSpec('fsdp', None)
+      >>> tuple(spec_of(Rule("*", ("model", None)), {"model": "fsdp"}))
+      ('fsdp', None)
     """
     return PartitionSpec(
         *(
