@@ -73,7 +73,8 @@ SHORTENED = {
     "optimizer.decay_steps=2",
     "JAX_NUM_CPU_DEVICES=8 haiku-mqa train --mesh data=2,tensor=4 --out runs/wide": ""
     "haiku-mqa train --mesh data=2,tensor=4 --out runs/wide --steps 2 --set "
-    "model.num_layers=1 data.batch_size=2 data.validation=0.01 sample_tokens=8 optimizer.name=adamw",
+    "model.num_layers=1 data.batch_size=2 data.validation=0.01 sample_tokens=8 "
+    "optimizer.name=adamw",
     'haiku-mqa generate --model runs/first "ROMEO:"': "haiku-mqa generate "
     '--model runs/first "ROMEO:" --max-new-tokens 16',
     "haiku-mqa eval --model runs/first": "haiku-mqa eval --model runs/first "
