@@ -147,7 +147,9 @@ def _have_devices(count: int) -> None:
 
     with contextlib.suppress(RuntimeError):  # it has made some already
         jax.config.update("jax_platforms", "cpu")
-        more = max(count, jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
+        # JAX makes its options' attributes as it is imported: no checker knows them.
+        made = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+        more = max(count, made)
         jax.config.update("jax_num_cpu_devices", more)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from haiku_mqa.cli import _options
 from haiku_mqa.cli._failures import MissingExtra
 from haiku_mqa.cli._models import check_name, prepare_training
+from haiku_mqa.cli._processes import add_processes, join_processes
 from haiku_mqa.cli._screen import say
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing but the result"
     )
-    _options.add_processes(parser)
+    add_processes(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     prepare_training()
-    _options.join_processes(args)
+    join_processes(args)
     from haiku_mqa.cli._given import read_given
     from haiku_mqa.cli._training import Sampler, Screen, outcome
     from haiku_mqa.sharding import is_first

@@ -79,6 +79,9 @@ def traffic_of(text: str) -> Traffic:
     Returns:
       The traffic.
 
+    Raises:
+      ValueError: Who sends to whom is written in a way that is not known here.
+
     Example:
       >>> text = '''ENTRY %main (p: f32[8]) -> f32[8] {
       ...   %sum = f32[8]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
@@ -106,20 +109,21 @@ def _sent(
 ) -> Iterator[tuple[str, float]]:
     for line in lines.get(name, ()):
         if match := _COLLECTIVE.search(line):
-            yield match[2], times * _bytes_sent(match[2], match[1], _group(line))
+            yield match[2], times * _bytes_sent(match[2], match[1], line)
             continue
         trips = _TRIPS.search(line)
         for called in _CALLED.findall(line):
             yield from _sent(called, lines, times * int(trips[1] if trips else 1))
 
 
-def _bytes_sent(kind: str, shape: str, group: int) -> float:
+def _bytes_sent(kind: str, shape: str, line: str) -> float:
     size = sum(
-        _BYTES.get(dtype, 0) * math.prod(int(n) for n in sizes.split(",") if n)
+        _BYTES[dtype] * math.prod(int(n) for n in sizes.split(",") if n)
         for dtype, sizes in _ARRAY.findall(shape)
     )
     if kind == "collective-permute":
         return size
+    group = _group(line)
     others = group - 1
     if kind == "reduce-scatter":
         return size * others
@@ -137,4 +141,5 @@ def _group(line: str) -> int:
         return int(match[1])
     if match := _LISTED_GROUP.search(line):
         return match[1].count(",") + 1
-    return 1
+    # To take it for nothing would make a mesh look cheap.
+    raise ValueError(f"replica_groups are written in a way not known here: {line}")

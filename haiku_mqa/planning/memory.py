@@ -47,9 +47,9 @@ def layout_of(
       cache_split: What of a cache goes over ``tensor``.
     """
     if isinstance(mesh, str):
-        sizes = tuple(mesh_sizes(mesh).values())
-        mesh = AbstractMesh(sizes, AXES)  # type: ignore[assignment]
-    return Layout(config, mesh, (), cache_split)  # type: ignore[arg-type]
+        axes = AbstractMesh(tuple(mesh_sizes(mesh).values()), AXES)
+        return Layout(config, axes, (), cache_split)
+    return Layout(config, mesh, (), cache_split)
 
 
 def held(

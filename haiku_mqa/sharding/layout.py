@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import haiku as hk
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from haiku_mqa import kernels
 from haiku_mqa.cache import KVCache
@@ -39,7 +39,7 @@ class Layout:
 
     Attributes:
       config: Of the decoder.
-      mesh: The devices.
+      mesh: The devices; without any, as a plan has it, only their axes.
       own: Rules of the user's, which come before the library's.
       cache_split: What of a cache goes over ``tensor``: ``"heads"``, or all of it is
         on every device where it does not divide them; ``"rows"``; or ``"auto"``, rows
@@ -47,7 +47,7 @@ class Layout:
     """
 
     config: DecoderConfig
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     own: tuple[Rule, ...] = ()
     cache_split: CacheSplit = "auto"
 
@@ -231,7 +231,7 @@ class _Apart:
     product, and would gather what is split.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rows: Axis
     heads: Axis
     kv_heads: Axis

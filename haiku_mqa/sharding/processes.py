@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_mqa.errors import ProcessError
 
@@ -79,8 +80,9 @@ def _whole(leaf: Any) -> Any:
         return leaf
     if leaf.is_fully_replicated:
         return leaf.addressable_data(0)
-    mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    # Only a mesh lays an array over processes here.
+    mesh = cast(NamedSharding, leaf.sharding).mesh
+    everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(_same, out_shardings=everywhere)(leaf).addressable_data(0)
 
 

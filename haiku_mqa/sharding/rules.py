@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from haiku_mqa.config import DecoderConfig
 
@@ -127,7 +127,7 @@ def check_divides(config: DecoderConfig, mesh: Mesh) -> None:
             )
 
 
-def places(config: DecoderConfig, mesh: Mesh) -> dict[str, Axis]:
+def places(config: DecoderConfig, mesh: Mesh | AbstractMesh) -> dict[str, Axis]:
     """Returns over which axes of a mesh goes what an axis of a parameter counts.
 
     Key/value heads are whole on every device where ``tensor`` does not divide them: one

@@ -189,6 +189,13 @@ def test_groups_are_read_however_they_are_written(groups, size):
     assert traffic_of(text).total == 32 * (size - 1) / size
 
 
+def test_groups_written_in_another_way_are_no_silent_zero():
+    text = "ENTRY %main (x: f32[1]) -> f32[8] {\n"
+    text += "%g = f32[8]{0} all-gather(%x), replica_groups=v9, dimensions={0}\n}"
+    with pytest.raises(ValueError, match="replica_groups are written in a way"):
+        traffic_of(text)
+
+
 def test_one_device_sends_nothing():
     work = compiled_work(SMALL, "data=1", "train", batch=8, context=8)
     assert work.traffic.total == 0
@@ -246,4 +253,4 @@ def test_bytes_are_counted_whatever_the_dtype():
 
 def test_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="unknown stage 'trian': did you mean 'train'"):
-        compiled_work(SMALL, "data=1", "trian", batch=1, context=8)  # type: ignore[arg-type]
+        compiled_work(SMALL, "data=1", "trian", batch=1, context=8)
