@@ -22,6 +22,7 @@ FLOORS = {
     "_arguments": 0,
     "_files": 0,
     "_heap": 0,
+    "_processor": 0,
     "errors": 0,
     "rope_scaling": 0,
     "config": 0,

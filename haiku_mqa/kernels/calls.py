@@ -8,9 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa._processor import multiplies_bfloat16
 from haiku_mqa.kernels.library import is_loaded
 
-_MOST_ROWS = 192  # from which on XLA's bfloat16 products are faster
+_MANY_ROWS = (
+    192  # from which on XLA's bfloat16 products are faster, where there are any
+)
 _FEW_ROWS = 4  # up to which reading a matrix takes longer than multiplying by it
 
 
@@ -20,7 +23,8 @@ def int8_dots_fit(rows: int) -> bool:
     Args:
       rows: Of x.
     """
-    return rows < _MOST_ROWS and is_loaded()
+    is_best = rows < _MANY_ROWS or not multiplies_bfloat16()
+    return is_best and is_loaded()
 
 
 def int8_dots(

@@ -133,10 +133,30 @@ static void run_parts(const XLA_FFI_CallFrame *call, int64_t workers, int64_t pa
   release(shared);
 }
 
-// A vector of the widest kind; the compiler makes several narrower ones of it where
-// there is none, and assumes nothing of where it lies.
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-enum { kLanes = sizeof(Lanes) / sizeof(float) };
+// The machine's vectors, and how many of them its registers hold. Wider ones, or more
+// sums than there are registers, are handed through memory: a tenth of the speed.
+#if defined(__AVX512F__)
+#define VECTOR 64
+#define MANY_REGISTERS 1
+#elif defined(__AVX__)
+#define VECTOR 32
+#define MANY_REGISTERS 0
+#else
+#define VECTOR 16
+#if defined(__aarch64__)
+#define MANY_REGISTERS 1
+#else
+#define MANY_REGISTERS 0
+#endif
+#endif
+
+// Nothing is assumed of where it lies.
+typedef float Lanes __attribute__((vector_size(VECTOR), aligned(4), may_alias));
+typedef int32_t Masks __attribute__((vector_size(VECTOR)));
+enum {
+  kLanes = sizeof(Lanes) / sizeof(float),
+  kSide = MANY_REGISTERS ? 4 : 2,  // vectors of sums side by side, kTile rows of them
+};
 
 // --- Products with int8 matrices -------------------------------------------------------
 
@@ -212,6 +232,7 @@ static inline void sum_row(const int16_t *restrict x, const int8_t *restrict w,
 
 // Sums the products of kTile rows of x with kTile rows of a matrix. Written out, each
 // sum stays in a register; as arrays, they do not.
+#if MANY_REGISTERS
 static inline void sum_tile(const int16_t *restrict x, const int8_t *restrict w,
                             int64_t in, int64_t size, int32_t *restrict sums) {
   const int16_t *x0 = x, *x1 = x + in, *x2 = x + 2 * in, *x3 = x + 3 * in;
@@ -233,6 +254,31 @@ static inline void sum_tile(const int16_t *restrict x, const int8_t *restrict w,
                      c0, c1, c2, c3, d0, d1, d2, d3};
   memcpy(sums, all, sizeof(all));
 }
+#else
+static inline void sum_half(const int16_t *restrict x, const int8_t *restrict w,
+                            int64_t in, int64_t size, int32_t *restrict sums) {
+  const int16_t *x0 = x, *x1 = x + in, *x2 = x + 2 * in, *x3 = x + 3 * in;
+  const int8_t *w0 = w, *w1 = w + in;
+  int32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0, c0 = 0, c1 = 0, d0 = 0, d1 = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    int16_t v0 = w0[i], v1 = w1[i];
+    a0 += (int32_t)x0[i] * v0, a1 += (int32_t)x0[i] * v1;
+    b0 += (int32_t)x1[i] * v0, b1 += (int32_t)x1[i] * v1;
+    c0 += (int32_t)x2[i] * v0, c1 += (int32_t)x2[i] * v1;
+    d0 += (int32_t)x3[i] * v0, d1 += (int32_t)x3[i] * v1;
+  }
+  sums[0] = a0, sums[1] = a1;
+  sums[kTile] = b0, sums[kTile + 1] = b1;
+  sums[2 * kTile] = c0, sums[2 * kTile + 1] = c1;
+  sums[3 * kTile] = d0, sums[3 * kTile + 1] = d1;
+}
+
+static inline void sum_tile(const int16_t *restrict x, const int8_t *restrict w,
+                            int64_t in, int64_t size, int32_t *restrict sums) {
+  sum_half(x, w, in, size, sums);
+  sum_half(x, w + 2 * in, in, size, sums + 2);
+}
+#endif
 
 static int32_t sum_one(const int16_t *restrict x, const int8_t *restrict w,
                        int64_t size) {
@@ -357,8 +403,8 @@ typedef struct {
   int64_t shares, total;
 } FloatProduct;
 
-typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR / 2), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(VECTOR)));
 
 #define INLINE static inline __attribute__((always_inline))
 // Of how vectors are handed over between functions: these are never called.
@@ -519,12 +565,20 @@ XLA_FFI_Error *haiku_mqa_table_dot(XLA_FFI_CallFrame *call) {
 
 // --- Attention -------------------------------------------------------------------------
 
+// A part is a band of a key/value head's queries and a share of its keys, so that all
+// workers have something to read where queries are few (Dao et al. 2023,
+// Flash-Decoding). It goes through its keys a block at a time, which stays in the
+// caches for all of the band, and scales what it has by each new largest logit (Milakov
+// and Gimelshein 2018). Of each query it leaves: the sum of the values, weighted; the
+// largest logit; the sum of the weights.
+
 enum {
-  kKeys = 64,    // of a block of keys that is turned, so that keys lie side by side
-  kValues = 64,  // numbers of values that are summed together
-  kFew = 8,      // queries of a key/value head, below which turning keys costs more
-  kMost = 16,    // queries of a key/value head, up to which its keys are shared out
-  kLeast = 4,    // blocks of keys that are worth a part of their own
+  kKeys = 64,  // of a block of keys that is turned, so that keys lie side by side
+  kValues = kSide * kLanes,  // numbers that are summed together
+  kBand = 16,  // queries of a band, at most
+  kFew = 8,    // queries of a key/value head, below which turning keys costs more
+  kLeast = 4,  // blocks of keys that are worth a part of their own
+  kState = 2,  // the largest logit, the sum of the weights
 };
 
 typedef struct {
@@ -533,12 +587,12 @@ typedef struct {
   const float *value;  // [B, K, S, V]
   const uint8_t *mask; // [B, T, S], 0 or 1; of bool, loops are not made vectors
   float *output;       // [B, T, N, V]
-  float *turned;       // [B, K, blocks, H, kKeys]; NULL where queries are few
-  float *weights;      // [workers, kTile, blocks * kKeys]
-  float *running;      // [B, K, shares, T * G, V + kState], see attend_share
+  float *turned;       // [B, K, blocks, H, kKeys]; of one band, [workers, H, kKeys]
+  float *running;      // [B, K, bands, shares, kBand, V + kState]; of one share,
+                       // [workers, kBand, V + kState]
   int64_t kv_heads, group, queries, length, size, value_size;
   int64_t blocks;  // of keys
-  int64_t tiles;   // of a key/value head's queries: T * G of them, kTile each
+  int64_t bands, rows;  // of a key/value head's queries, T * G of them, and of a band
   int64_t shares;  // of a key/value head's keys
   float scale;
 } Attention;
@@ -569,20 +623,27 @@ static inline float exponential(float x) {
       rows[i] = __builtin_shufflevector(a, b, PICK(width, 0));                      \
       rows[i + width] = __builtin_shufflevector(a, b, PICK(width, 1));              \
     }
-#define PICK(width, odd)                                                            \
-  LANE(0, width, odd), LANE(1, width, odd), LANE(2, width, odd),                    \
-      LANE(3, width, odd), LANE(4, width, odd), LANE(5, width, odd),                \
-      LANE(6, width, odd), LANE(7, width, odd), LANE(8, width, odd),                \
-      LANE(9, width, odd), LANE(10, width, odd), LANE(11, width, odd),              \
-      LANE(12, width, odd), LANE(13, width, odd), LANE(14, width, odd),             \
-      LANE(15, width, odd)
 #define LANE(l, width, odd)                                                         \
   ((l & width) ? kLanes + (odd ? l : l - width) : (odd ? l + width : l))
+#define FOUR(l, width, odd)                                                         \
+  LANE(l, width, odd), LANE(l + 1, width, odd), LANE(l + 2, width, odd),            \
+      LANE(l + 3, width, odd)
+#define EIGHT(l, width, odd) FOUR(l, width, odd), FOUR(l + 4, width, odd)
+#if VECTOR == 64
+#define PICK(width, odd) EIGHT(0, width, odd), EIGHT(8, width, odd)
+#define TRADE_ALL TRADE(8) TRADE(4) TRADE(2) TRADE(1)
+#elif VECTOR == 32
+#define PICK(width, odd) EIGHT(0, width, odd)
+#define TRADE_ALL TRADE(4) TRADE(2) TRADE(1)
+#else
+#define PICK(width, odd) FOUR(0, width, odd)
+#define TRADE_ALL TRADE(2) TRADE(1)
+#endif
 
 static inline void turn_square(const float *key, int64_t size, float *turned) {
   Lanes rows[kLanes];
   for (int i = 0; i < kLanes; ++i) rows[i] = *(const Lanes *)(key + i * size);
-  TRADE(8) TRADE(4) TRADE(2) TRADE(1)
+  TRADE_ALL
   for (int i = 0; i < kLanes; ++i) *(Lanes *)(turned + i * kKeys) = rows[i];
 }
 
@@ -606,18 +667,23 @@ static void turn_block(const void *job, int64_t part, int64_t worker) {
             smaller(kKeys, a->length - first), a->size, a->turned + part * a->size * kKeys);
 }
 
-// Writes the products of kTile queries with a block of turned keys.
-static void score_block(const float *const *queries, const float *turned, int64_t size,
-                        float *weights, int64_t stride) {
-  Lanes sums[kTile][kKeys / kLanes] = {0};
+// Writes the products of kTile queries with some of a block's turned keys.
+static void score_side(const float *const *queries, const float *turned, int64_t size,
+                       float *weights, int64_t stride) {
+  Lanes sums[kTile][kSide] = {0};
   for (int64_t h = 0; h < size; ++h) {
-    Lanes keys[kKeys / kLanes];
-    for (int c = 0; c < kKeys / kLanes; ++c)
-      keys[c] = ((const Lanes *)(turned + h * kKeys))[c];
+    Lanes keys[kSide];
+    for (int c = 0; c < kSide; ++c) keys[c] = ((const Lanes *)(turned + h * kKeys))[c];
     for (int r = 0; r < kTile; ++r)
-      for (int c = 0; c < kKeys / kLanes; ++c) sums[r][c] += queries[r][h] * keys[c];
+      for (int c = 0; c < kSide; ++c) sums[r][c] += queries[r][h] * keys[c];
   }
   for (int r = 0; r < kTile; ++r) memcpy(weights + r * stride, sums[r], sizeof(sums[r]));
+}
+
+static void score_block(const float *const *queries, const float *turned, int64_t size,
+                        float *weights, int64_t stride) {
+  for (int64_t s = 0; s < kKeys; s += kSide * kLanes)
+    score_side(queries, turned + s, size, weights + s, stride);
 }
 
 static void score_keys(const float *query, const float *key, int64_t size, int64_t count,
@@ -629,49 +695,58 @@ static void score_keys(const float *query, const float *key, int64_t size, int64
   }
 }
 
-// Returns the largest of some numbers that are not NaN. As many runs as a vector has
-// lanes, since the order matters where one is: the compiler would not part a single run.
+// Returns the largest of some numbers that are not NaN. Lane by lane, since the order
+// matters where one is: the compiler would make no vectors of a single run.
 static float greatest(const float *x, int64_t count) {
-  float largest[kLanes];
-  for (int l = 0; l < kLanes; ++l) largest[l] = -INFINITY;
+  Lanes most = (Lanes){0} - INFINITY;
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int l = 0; l < kLanes; ++l)
-      largest[l] = x[i + l] > largest[l] ? x[i + l] : largest[l];
-  for (; i < count; ++i) largest[0] = x[i] > largest[0] ? x[i] : largest[0];
-  for (int l = 1; l < kLanes; ++l)
-    largest[0] = largest[l] > largest[0] ? largest[l] : largest[0];
-  return largest[0];
+  for (; i + kLanes <= count; i += kLanes) {
+    Lanes here = *(const Lanes *)(x + i);
+    Masks is_more = here > most;
+    most = (Lanes)((is_more & (Masks)here) | (~is_more & (Masks)most));
+  }
+  float largest = -INFINITY;
+  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  for (int l = 0; l < kLanes; ++l) largest = most[l] > largest ? most[l] : largest;
+  return largest;
 }
 
-// Makes a query's products into weights that sum to one, or to zero where it sees none.
-static void normalize(float *restrict weights, const uint8_t *restrict mask, int64_t first,
-                      int64_t last, float scale) {
-  for (int64_t s = first; s < last; ++s)
+// Makes a block's logits into weights, beside the largest logit so far.
+static void weigh(float *restrict weights, const uint8_t *restrict mask, int64_t count,
+                  float scale, float *restrict sums, int64_t value_size) {
+  float *state = sums + value_size;
+  for (int64_t s = 0; s < count; ++s)
     weights[s] = mask[s] ? weights[s] * scale : -INFINITY;
-  float largest = greatest(weights + first, last - first), total = 0.0f;
-  for (int64_t s = first; s < last; ++s) {
-    // An infinite logit less itself is NaN, as it is elsewhere.
-    float weight = exponential(weights[s] - largest);
+  float before = state[0], largest = greatest(weights, count);
+  largest = largest > before ? largest : before;
+  // Of logits that all are minus infinity, none is to be told from another yet.
+  float origin = largest == -INFINITY ? 0.0f : largest, total = 0.0f;
+  for (int64_t s = 0; s < count; ++s) {
+    float weight = exponential(weights[s] - origin);
     weights[s] = mask[s] ? weight : 0.0f;
     total += weights[s];
   }
-  float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-  for (int64_t s = first; s < last; ++s) weights[s] *= inverse;
+  if (largest != before) {
+    float factor = exponential(before - origin);
+    for (int64_t v = 0; v < value_size; ++v) sums[v] *= factor;
+    state[1] *= factor;
+  }
+  state[0] = largest;
+  state[1] += total;
 }
 
 // Adds what kTile queries make of kValues numbers of the values.
 static void sum_values(const float *weights, int64_t stride, const float *value,
                        int64_t value_size, int64_t first, int64_t last,
                        float *const *outputs, int64_t rows) {
-  Lanes sums[kTile][kValues / kLanes];
+  Lanes sums[kTile][kSide];
   for (int64_t r = 0; r < kTile; ++r) memcpy(sums[r], outputs[r], sizeof(sums[r]));
   for (int64_t s = first; s < last; ++s) {
-    Lanes values[kValues / kLanes];
-    for (int c = 0; c < kValues / kLanes; ++c)
+    Lanes values[kSide];
+    for (int c = 0; c < kSide; ++c)
       values[c] = ((const Lanes *)(value + s * value_size))[c];
     for (int r = 0; r < kTile; ++r)
-      for (int c = 0; c < kValues / kLanes; ++c)
+      for (int c = 0; c < kSide; ++c)
         sums[r][c] += weights[r * stride + s] * values[c];
   }
   for (int64_t r = 0; r < rows; ++r) memcpy(outputs[r], sums[r], sizeof(sums[r]));
@@ -723,77 +798,11 @@ static const uint8_t *mask_at(const Attention *a, int64_t pair, int64_t i) {
   return a->mask + (pair / a->kv_heads * a->queries + i / a->group) * a->length;
 }
 
-static void attend_tile(const void *job, int64_t part, int64_t worker) {
-  const Attention *a = job;
-  int64_t pair = part / a->tiles;  // of a row of the batch and a key/value head
-  int64_t row = part % a->tiles * kTile;
-  int64_t rows = smaller(kTile, a->queries * a->group - row);
-  int64_t stride = a->blocks * kKeys;
-  float *weights = a->weights + worker * kTile * stride;
-  const float *queries[kTile];
-  const uint8_t *masks[kTile];
-  float *outputs[kTile];
-  int64_t first = a->length, last = 0;  // of the keys that any of them sees
-  for (int64_t r = 0; r < kTile; ++r) {
-    int64_t i = row + smaller(r, rows - 1);  // the last one again, for what is missing
-    queries[r] = a->query + query_at(a, pair, i) * a->size;
-    outputs[r] = a->output + query_at(a, pair, i) * a->value_size;
-    masks[r] = mask_at(a, pair, i);
-    int64_t begin, end;
-    find_seen(masks[r], a->length, &begin, &end);
-    first = begin < end ? smaller(first, begin) : first;
-    last = end > last ? end : last;
-  }
-  first = smaller(first, last);
-  const float *turned = a->turned + pair * a->blocks * a->size * kKeys;
-  for (int64_t b = first / kKeys; b * kKeys < last; ++b)
-    score_block(queries, turned + b * a->size * kKeys, a->size, weights + b * kKeys,
-                stride);
-  for (int64_t r = 0; r < rows; ++r)
-    normalize(weights + r * stride, masks[r], first, last, a->scale);
-  for (int64_t r = 0; r < rows; ++r)
-    memset(outputs[r], 0, a->value_size * sizeof(float));
-  add_values(weights, stride, a->value + pair * a->length * a->value_size, a->value_size,
-             first, last, outputs, rows);
-}
-
-// --- Attention of few queries ----------------------------------------------------------
-
-// Where a key/value head has few queries, its keys are shared out instead, so that all
-// workers read them (Dao et al. 2023, Flash-Decoding). A share goes through its keys a
-// block at a time, and scales what it has by each new largest logit (Milakov and
-// Gimelshein 2018). Of each query it leaves: the sum of the values, weighted; the
-// largest logit; the sum of the weights.
-enum { kState = 2 };
-
-// Makes a block's logits into weights, beside the largest logit so far.
-static void weigh(float *restrict weights, const uint8_t *restrict mask, int64_t count,
-                  float scale, float *restrict sums, int64_t value_size) {
-  float *state = sums + value_size;
-  for (int64_t s = 0; s < count; ++s)
-    weights[s] = mask[s] ? weights[s] * scale : -INFINITY;
-  float before = state[0], largest = greatest(weights, count);
-  largest = largest > before ? largest : before;
-  // Of logits that all are minus infinity, none is to be told from another yet.
-  float origin = largest == -INFINITY ? 0.0f : largest, total = 0.0f;
-  for (int64_t s = 0; s < count; ++s) {
-    float weight = exponential(weights[s] - origin);
-    weights[s] = mask[s] ? weight : 0.0f;
-    total += weights[s];
-  }
-  if (largest != before) {
-    float factor = exponential(before - origin);
-    for (int64_t v = 0; v < value_size; ++v) sums[v] *= factor;
-    state[1] *= factor;
-  }
-  state[0] = largest;
-  state[1] += total;
-}
-
-// Where the keys begin and end that any query of a row of the batch sees.
-static void find_all_seen(const Attention *a, int64_t pair, int64_t *first, int64_t *last) {
+// Where the keys begin and end that any query of a band sees.
+static void find_all_seen(const Attention *a, int64_t pair, int64_t row, int64_t rows,
+                          int64_t *first, int64_t *last) {
   *first = a->length, *last = 0;
-  for (int64_t t = 0; t < a->queries; ++t) {
+  for (int64_t t = row / a->group; t <= (row + rows - 1) / a->group; ++t) {
     int64_t begin, end;
     find_seen(mask_at(a, pair, t * a->group), a->length, &begin, &end);
     if (begin == end) continue;
@@ -803,60 +812,35 @@ static void find_all_seen(const Attention *a, int64_t pair, int64_t *first, int6
   *first = smaller(*first, *last);
 }
 
-static void attend_share(const void *job, int64_t part, int64_t worker) {
-  const Attention *a = job;
-  int64_t pair = part / a->shares, share = part % a->shares;
-  int64_t rows = a->queries * a->group, stride = a->value_size + kState;
-  float *running = a->running + part * rows * stride;
-  float *turned = a->turned + worker * a->size * kKeys;
-  float weights[kMost * kKeys] __attribute__((aligned(64)));
-  const float *queries[kMost];
-  float *outputs[kMost];
-  for (int64_t r = 0; r < kMost; ++r) {
-    int64_t i = smaller(r, rows - 1);  // the last one again, for what is missing
-    queries[r] = a->query + query_at(a, pair, i) * a->size;
-    outputs[r] = running + i * stride;
-  }
-  memset(running, 0, rows * stride * sizeof(float));
-  for (int64_t r = 0; r < rows; ++r) outputs[r][a->value_size] = -INFINITY;
-  int64_t first, last;
-  find_all_seen(a, pair, &first, &last);
-  int64_t blocks = (last - first + kKeys - 1) / kKeys;
-  int64_t end = blocks * (share + 1) / a->shares;
-  for (int64_t b = blocks * share / a->shares; b < end; ++b) {
-    int64_t s = first + b * kKeys, count = smaller(kKeys, last - s);
-    const float *key = a->key + (pair * a->length + s) * a->size;
-    const float *value = a->value + (pair * a->length + s) * a->value_size;
-    if (rows < kFew) {
-      for (int64_t r = 0; r < rows; ++r)
-        score_keys(queries[r], key, a->size, count, weights + r * kKeys);
-    } else {
-      turn_keys(key, count, a->size, turned);
-      for (int64_t r = 0; r < rows; r += kTile)
-        score_block(queries + r, turned, a->size, weights + r * kKeys, kKeys);
-    }
+// Writes the products of a band's queries with a block of keys, [rows, kKeys].
+static void score_band(const Attention *a, int64_t pair, int64_t block, int64_t worker,
+                       const float *const *queries, int64_t rows, float *weights) {
+  int64_t s = block * kKeys, count = smaller(kKeys, a->length - s);
+  const float *key = a->key + (pair * a->length + s) * a->size;
+  bool is_turned = a->bands > 1;
+  if (!is_turned && rows < kFew) {
     for (int64_t r = 0; r < rows; ++r)
-      weigh(weights + r * kKeys, mask_at(a, pair, r) + s, count, a->scale, outputs[r],
-            a->value_size);
-    for (int64_t r = 0; r < rows; r += kTile)
-      add_values(weights + r * kKeys, kKeys, value, a->value_size, 0, count, outputs + r,
-                 smaller(kTile, rows - r));
+      score_keys(queries[r], key, a->size, count, weights + r * kKeys);
+    return;
   }
+  int64_t at = is_turned ? pair * a->blocks + block : worker;
+  float *turned = a->turned + at * a->size * kKeys;
+  if (!is_turned) turn_keys(key, count, a->size, turned);
+  for (int64_t r = 0; r < rows; r += kTile)
+    score_block(queries + r, turned, a->size, weights + r * kKeys, kKeys);
 }
 
-// Puts together what the shares of a query's keys left.
-static void join_shares(const Attention *a, int64_t pair, int64_t i) {
-  int64_t rows = a->queries * a->group, size = a->value_size, stride = size + kState;
-  const float *first = a->running + (pair * a->shares * rows + i) * stride;
-  float *output = a->output + query_at(a, pair, i) * size;
+// Writes the output of one query: what the shares of its keys left, put together.
+static void join_shares(const Attention *a, const float *first, float *output) {
+  int64_t size = a->value_size, stride = kBand * (size + kState);
   float largest = -INFINITY, total = 0.0f;
   for (int64_t share = 0; share < a->shares; ++share) {
-    const float *state = first + share * rows * stride + size;
+    const float *state = first + share * stride + size;
     largest = state[0] > largest ? state[0] : largest;
   }
   memset(output, 0, size * sizeof(float));
   for (int64_t share = 0; share < a->shares; ++share) {
-    const float *sums = first + share * rows * stride;
+    const float *sums = first + share * stride;
     if (sums[size + 1] == 0.0f) continue;  // it saw nothing
     // Where all logits are minus infinity, or one is infinite, NaN, as it is elsewhere.
     float factor = exponential(sums[size] - largest);
@@ -867,23 +851,60 @@ static void join_shares(const Attention *a, int64_t pair, int64_t i) {
   for (int64_t v = 0; v < size; ++v) output[v] *= inverse;
 }
 
-static XLA_FFI_Error *attend_few(const XLA_FFI_CallFrame *call, Attention *a, int64_t pairs,
-                                 int64_t workers) {
+static void join_band(const Attention *a, int64_t pair, int64_t band, const float *running) {
+  int64_t row = band * a->rows, rows = smaller(a->rows, a->queries * a->group - row);
+  for (int64_t r = 0; r < rows; ++r)
+    join_shares(a, running + r * (a->value_size + kState),
+                a->output + query_at(a, pair, row + r) * a->value_size);
+}
+
+static void attend_part(const void *job, int64_t part, int64_t worker) {
+  const Attention *a = job;
+  int64_t share = part % a->shares, band = part / a->shares % a->bands;
+  int64_t pair = part / a->shares / a->bands;  // of a row of the batch and a head
+  int64_t row = band * a->rows, rows = smaller(a->rows, a->queries * a->group - row);
+  int64_t stride = a->value_size + kState;
+  float *running = a->running + (a->shares == 1 ? worker : part) * kBand * stride;
+  float weights[kBand * kKeys] __attribute__((aligned(64)));
+  const float *queries[kBand];
+  float *sums[kBand];
+  for (int64_t r = 0; r < kBand; ++r) {
+    int64_t i = row + smaller(r, rows - 1);  // the last one again, for what is missing
+    queries[r] = a->query + query_at(a, pair, i) * a->size;
+    sums[r] = running + r * stride;
+  }
+  memset(running, 0, rows * stride * sizeof(float));
+  for (int64_t r = 0; r < rows; ++r) sums[r][a->value_size] = -INFINITY;
+  int64_t first, last;
+  find_all_seen(a, pair, row, rows, &first, &last);
+  int64_t before = first / kKeys, blocks = (last + kKeys - 1) / kKeys - before;
+  int64_t end = before + blocks * (share + 1) / a->shares;
+  for (int64_t b = before + blocks * share / a->shares; b < end; ++b) {
+    int64_t s = b * kKeys > first ? b * kKeys : first;
+    int64_t count = smaller((b + 1) * kKeys, last) - s;
+    float *seen = weights + s - b * kKeys;
+    score_band(a, pair, b, worker, queries, rows, weights);
+    for (int64_t r = 0; r < rows; ++r)
+      weigh(seen + r * kKeys, mask_at(a, pair, row + r) + s, count, a->scale, sums[r],
+            a->value_size);
+    const float *value = a->value + (pair * a->length + s) * a->value_size;
+    for (int64_t r = 0; r < rows; r += kTile)
+      add_values(seen + r * kKeys, kKeys, value, a->value_size, 0, count, sums + r,
+                 smaller(kTile, rows - r));
+  }
+  if (a->shares == 1) join_band(a, pair, band, running);
+}
+
+// Parts a key/value head's queries into bands, and its keys into shares.
+static void part_attention(Attention *a, int64_t pairs, int64_t workers) {
   int64_t rows = a->queries * a->group;
-  int64_t wanted = workers == 1 ? 1 : (2 * workers + pairs - 1) / pairs;
+  a->bands = (rows + kBand - 1) / kBand;
+  a->rows = ((rows + a->bands - 1) / a->bands + kTile - 1) / kTile * kTile;
+  a->bands = (rows + a->rows - 1) / a->rows;
+  int64_t parts = pairs * a->bands;
+  int64_t wanted = workers == 1 ? 1 : (2 * workers + parts - 1) / parts;
   int64_t worth = a->blocks / kLeast;
   a->shares = worth < 1 ? 1 : smaller(wanted, worth);
-  size_t turned = aligned_size(workers * a->size * kKeys * sizeof(float));
-  size_t running = pairs * a->shares * rows * (a->value_size + kState) * sizeof(float);
-  char *scratch = aligned_alloc(kLine, turned + aligned_size(running));
-  if (scratch == NULL) return failed(call, "no memory for the weights of attention");
-  a->turned = (float *)scratch;
-  a->running = (float *)(scratch + turned);
-  run_parts(call, workers, pairs * a->shares, attend_share, a);
-  for (int64_t pair = 0; pair < pairs; ++pair)
-    for (int64_t i = 0; i < rows; ++i) join_shares(a, pair, i);
-  free(scratch);
-  return NULL;
 }
 
 // query f32 [B, T, N, H], key f32 [B, K, S, H], value f32 [B, K, S, V], mask pred
@@ -909,16 +930,20 @@ XLA_FFI_Error *haiku_mqa_attend(XLA_FFI_CallFrame *call) {
       .blocks = (key->dims[2] + kKeys - 1) / kKeys,
   };
   int64_t workers = count_workers(call);
-  if (a.queries * a.group <= kMost) return attend_few(call, &a, pairs, workers);
-  a.tiles = (a.queries * a.group + kTile - 1) / kTile;
-  size_t turned = pairs * a.blocks * a.size * kKeys * sizeof(float);
-  size_t weights = workers * kTile * a.blocks * kKeys * sizeof(float);
-  char *scratch = aligned_alloc(kLine, aligned_size(turned) + aligned_size(weights));
+  part_attention(&a, pairs, workers);
+  int64_t parts = pairs * a.bands * a.shares;
+  int64_t blocks = a.bands > 1 ? pairs * a.blocks : workers;
+  size_t turned = aligned_size(blocks * a.size * kKeys * sizeof(float));
+  size_t running = (a.shares > 1 ? parts : workers) * kBand * (a.value_size + kState);
+  char *scratch = aligned_alloc(kLine, turned + aligned_size(running * sizeof(float)));
   if (scratch == NULL) return failed(call, "no memory for the weights of attention");
-  a.weights = (float *)(scratch + aligned_size(turned));
   a.turned = (float *)scratch;
-  run_parts(call, workers, pairs * a.blocks, turn_block, &a);
-  run_parts(call, workers, pairs * a.tiles, attend_tile, &a);
+  a.running = (float *)(scratch + turned);
+  if (a.bands > 1) run_parts(call, workers, pairs * a.blocks, turn_block, &a);
+  run_parts(call, workers, parts, attend_part, &a);
+  for (int64_t i = 0; a.shares > 1 && i < pairs * a.bands; ++i)
+    join_band(&a, i / a.bands, i % a.bands,
+              a.running + i * a.shares * kBand * (a.value_size + kState));
   free(scratch);
   return NULL;
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from haiku_mqa import _processor
 from haiku_mqa._files import cache_folder
 
 SOURCE = Path(__file__).with_name("cpu.c")
@@ -43,7 +44,8 @@ def library_path() -> Path:
       '.so'
     """
     digest = hashlib.sha256(SOURCE.read_bytes())
-    for part in (importlib.metadata.version("jaxlib"), *_processor()):
+    machine = (platform.system(), platform.machine(), _processor.flags())
+    for part in (importlib.metadata.version("jaxlib"), *machine):
         digest.update(part.encode() + b"\0")
     return cache_folder() / "kernels" / f"cpu-{digest.hexdigest()[:16]}.so"
 
@@ -110,15 +112,3 @@ def load() -> bool:
     for name, handler in zip(TARGETS, handlers, strict=True):
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return True
-
-
-def _processor() -> tuple[str, ...]:
-    """Returns what decides which instructions there are."""
-    kind = (platform.system(), platform.machine())
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return (*kind, platform.processor())
-    # The first processor's alone: the words for what it can do are each one's.
-    flags = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    return (*kind, flags)

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa import kernels
+from haiku_mqa._processor import multiplies_bfloat16
 from haiku_mqa.ops.numerics import wide_dtype
 
 _ALONG_ROWS = (((1,), (1,)), ((), ()))
 _FINER = 254.0  # half of a coarse step is 127 fine ones
-_MANY = 192  # rows, from which on bfloat16 products are faster
+_MANY = 192  # rows, from which on floating-point products are faster
 _LARGEST = 127  # -128 is left out, so that a matrix and its negative are alike
 
 
@@ -127,7 +128,8 @@ def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
     * One row is bound by reading the matrix, which is widened while it is read.
     * Some rows are split into a coarse and a fine int8 part, 15 bits together, whose
       products with the matrix are summed in int32.
-    * Many rows are bound by multiplying: bfloat16 products, summed in float32.
+    * Many rows are bound by multiplying: bfloat16 products, summed in float32; on a
+      CPU that has no instructions for those, float32 products.
 
     Args:
       x: ``[rows, in]``.
@@ -150,9 +152,10 @@ def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
     elif x.shape[0] < _MANY:
         sums = _split_dot(x, matrix.values)
     else:
+        narrow = jnp.bfloat16 if _has_fast_bfloat16() else wide
         sums = jax.lax.dot_general(
-            x.astype(jnp.bfloat16),
-            matrix.values.astype(jnp.bfloat16),
+            x.astype(narrow),
+            matrix.values.astype(narrow),
             _ALONG_ROWS,
             preferred_element_type=wide,
         )
@@ -178,6 +181,10 @@ def kept_quantized(params: Any, changing: Any) -> tuple[Any, Any]:
       [3]
     """
     return jax.lax.optimization_barrier((params, changing))
+
+
+def _has_fast_bfloat16() -> bool:
+    return jax.default_backend() != "cpu" or multiplies_bfloat16()
 
 
 def _kernel_fits(x: jax.Array) -> bool:

@@ -87,6 +87,21 @@ def _tolerance(rows):
     return SPLIT if rows < quantized._MANY else HALF
 
 
+@pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
+def processor(request, monkeypatch):
+    """One that has products of bfloat16, and one that has none."""
+    monkeypatch.setattr(quantized, "multiplies_bfloat16", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("rows", [192, 300])
+def test_many_rows_are_multiplied_in_what_the_processor_is_fast_at(rows, processor):
+    text = jax.jit(lambda *both: quantized_dot(*both)).lower(
+        _drawn(0, rows, 40), quantize(_drawn(7, 40, 24), axis=1)
+    )
+    assert ("bf16" in text.as_text()) == processor
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 16, 191, 192, 300])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_product_is_that_of_the_matrix_it_stands_for(rows, axis):
