@@ -1,4 +1,4 @@
-"""``{laws} decoder`` and ``{laws} attention``: tables of laws, as the code has them."""
+"""``{laws} decoder`` and its like: tables of laws, as the code has them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from sphinx.util.docutils import SphinxDirective
 
-from haiku_mqa.testing import ATTENTION_LAWS, DECODER_LAWS
+from haiku_mqa.testing import ATTENTION_LAWS, DECODER_LAWS, SHARDING_LAWS
 
-LAWS = {"decoder": DECODER_LAWS, "attention": ATTENTION_LAWS}
+LAWS = {"decoder": DECODER_LAWS, "attention": ATTENTION_LAWS, "mesh": SHARDING_LAWS}
 # A decoder that keeps the contract and has nothing else of this package.
 STRANGER = types.SimpleNamespace(config=None, is_ours=False, empty_cache=lambda: None)
 

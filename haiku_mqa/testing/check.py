@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from haiku_mqa.model import Params
+from haiku_mqa.sharding import ShardedModel
 from haiku_mqa.testing.law import LawResult, Report, try_laws
-from haiku_mqa.testing.laws import ATTENTION_LAWS, DECODER_LAWS
+from haiku_mqa.testing.laws import ATTENTION_LAWS, DECODER_LAWS, SHARDING_LAWS
+from haiku_mqa.testing.sharded_subject import ShardedSubject
 from haiku_mqa.testing.subject import Subject
 
 
@@ -83,4 +86,46 @@ def check_attention(
     name = getattr(attention, "__name__", "attention")
     return try_laws(
         ATTENTION_LAWS, attention, name, examples=examples, seed=seed, on_law=on_law
+    )
+
+
+def check_sharding(
+    model: ShardedModel,
+    *,
+    params: Params | None = None,
+    examples: int = 5,
+    seed: int = 0,
+    on_law: Callable[[LawResult], None] | None = None,
+) -> Report:
+    """Holds a decoder over several devices to what it is on one.
+
+    Args:
+      model: As ``sharding.shard`` makes it, with rules of one's own or without.
+      params: Parameters to test with; freshly drawn and disturbed if ``None``.
+      examples: How many cases of each law at most.
+      seed: Other seeds draw other cases.
+      on_law: Called with each result as it is known.
+
+    Returns:
+      The report.
+
+    Raises:
+      ValueError: The model is not sharded.
+
+    Example:
+      >>> from haiku_mqa import DecoderConfig, build
+      >>> from haiku_mqa.sharding import shard
+      >>> model = build(DecoderConfig(
+      ...     vocab_size=16, num_layers=1, num_heads=2, d_model=8, d_ff=16))
+      >>> check_sharding(shard(model, "data=1"), examples=1).passed
+      True
+    """
+    sizes = dict(model.layout.mesh.shape) if isinstance(model, ShardedModel) else {}
+    return try_laws(
+        SHARDING_LAWS,
+        ShardedSubject(model, params),
+        ",".join(f"{axis}={size}" for axis, size in sizes.items()),
+        examples=examples,
+        seed=seed,
+        on_law=on_law,
     )
