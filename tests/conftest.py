@@ -21,7 +21,7 @@ LONGEST = (
     "tests/test_readme.py",
     "tests/laws/test_decoder_laws.py",
     "tests/test_doctests.py",
-    "tests/sharding/test_sharded.py",
+    "tests/laws/test_sharding_laws.py",
     "tests/test_notebooks.py",
     "tests/laws/test_mutants.py",
     "tests/test_examples.py",
