@@ -34,7 +34,7 @@ LONGEST = (
 # No deadline anywhere: a first example compiles, and would look like a slow one.
 hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
 hypothesis.settings.register_profile(
-    "ci", max_examples=200, deadline=None, derandomize=True, database=None
+    "ci", max_examples=100, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None)
 # Tests are of what there is everywhere; those of the kernels switch them on.
