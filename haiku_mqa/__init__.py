@@ -40,13 +40,19 @@ if TYPE_CHECKING:
     from haiku_mqa.ops import causal_mask, multi_query_attention
     from haiku_mqa.pretrained import from_pretrained, save_pretrained
     from haiku_mqa.quantization import quantize_params
-    from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+    from haiku_mqa.rope_scaling import (
+        LinearScaling,
+        Llama3Scaling,
+        LongRopeScaling,
+        YarnScaling,
+    )
     from haiku_mqa.zoo.loading import LoadedModel, load_pretrained
 
 _HOME = {
     "DecoderConfig": "config",
     "LinearScaling": "rope_scaling",
     "Llama3Scaling": "rope_scaling",
+    "LongRopeScaling": "rope_scaling",
     "YarnScaling": "rope_scaling",
     "FetchError": "errors",
     "FormatError": "errors",
@@ -104,6 +110,7 @@ __all__ = [
     "Llama3Scaling",
     "LoRA",
     "LoadedModel",
+    "LongRopeScaling",
     "Model",
     "MultiQueryAttention",
     "PluginError",

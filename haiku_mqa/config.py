@@ -13,7 +13,12 @@ from haiku_mqa._arguments import (
     is_number,
 )
 from haiku_mqa.errors import unknown_name
-from haiku_mqa.rope_scaling import RopeScaling, scaling_from_dict, scaling_to_dict
+from haiku_mqa.rope_scaling import (
+    LongRopeScaling,
+    RopeScaling,
+    scaling_from_dict,
+    scaling_to_dict,
+)
 
 PositionEmbedding = Literal["none", "learned", "rotary", "alibi"]
 Norm = Literal["layer", "rms", "rms_one_plus"]
@@ -311,8 +316,8 @@ class DecoderConfig:
         for scaling in self._of_layers("rope_scaling"):
             if scaling is not None and not isinstance(scaling, RopeScaling):
                 raise ValueError(
-                    "rope_scaling must be a LinearScaling, Llama3Scaling or "
-                    f"YarnScaling, got {scaling!r}"
+                    "rope_scaling must be a LinearScaling, Llama3Scaling, YarnScaling "
+                    f"or LongRopeScaling, got {scaling!r}"
                 )
         if self.position_embedding != "rotary":
             return
@@ -325,6 +330,19 @@ class DecoderConfig:
                 f"rope_fraction = {self.rope_fraction} of key_size = {self.key_size} "
                 f"must rotate an even number of sizes >= 2, got {self.rotary_size}"
             )
+        for scaling in set(self._of_layers("rope_scaling")):
+            if isinstance(scaling, LongRopeScaling):
+                self._check_factors(scaling)
+
+    def _check_factors(self, scaling: LongRopeScaling) -> None:
+        pairs = self.rotary_size // 2
+        for name in ("short_factors", "long_factors"):
+            count = len(getattr(scaling, name))
+            if count != pairs:
+                raise ValueError(
+                    f"rope_scaling.{name} must be {pairs}, one for each pair of the "
+                    f"{self.rotary_size} numbers that are rotated, got {count}"
+                )
 
     def _check_block(self) -> None:
         if self.block_layout != "sequential" and self.norm_placement == "residual":

@@ -107,8 +107,66 @@ class YarnScaling:
             )
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
-_KINDS = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """Rotary scaling by a factor of its own for each frequency.
+
+    Follows Ding et al. 2024, *LongRoPE: Extending LLM Context Window Beyond 2 Million
+    Tokens*. There are factors for short contexts and for long ones. Which count is
+    said by the config's ``max_length`` and not by a text's own length: what a cache
+    has read with the one could not be gone on from with the other.
+
+    Attributes:
+      short_factors: Divisors of the frequencies, one for each pair of numbers that
+        turn, where ``max_length`` is no more than ``original_max_length``.
+      long_factors: The same where it is more.
+      factor: How many times longer the context is than the trained one, >= 1.
+      original_max_length: Context of the first training, in tokens, at least 2.
+      attention_factor: Multiplies the rotated vectors; ``None`` takes the paper's
+        ``sqrt(1 + ln(factor) / ln(original_max_length))``.
+
+    Example:
+      >>> scaling = LongRopeScaling(short_factors=[1, 1], long_factors=[1, 4],
+      ...     factor=4.0, original_max_length=4096)
+      >>> scaling.factors(max_length=4096), scaling.factors(max_length=16_384)
+      ((1, 1), (1, 4))
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    factor: float
+    original_max_length: int
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("short_factors", "long_factors"):
+            # A list would make the config unhashable.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for factor in getattr(self, name):
+                check_positive(f"rope_scaling.{name}", factor)
+        check_at_least("rope_scaling.factor", self.factor, 1.0)
+        check_count("rope_scaling.original_max_length", self.original_max_length)
+        check_at_least("rope_scaling.original_max_length", self.original_max_length, 2)
+        if self.attention_factor is not None:
+            check_positive("rope_scaling.attention_factor", self.attention_factor)
+
+    def factors(self, max_length: int) -> tuple[float, ...]:
+        """Returns those that count for a context.
+
+        Args:
+          max_length: Of the decoder, in tokens.
+        """
+        is_long = max_length > self.original_max_length
+        return self.long_factors if is_long else self.short_factors
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+_KINDS = {
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+    "longrope": LongRopeScaling,
+}
 
 
 def scaling_to_dict(scaling: RopeScaling) -> dict[str, Any]:
@@ -122,7 +180,9 @@ def scaling_to_dict(scaling: RopeScaling) -> dict[str, Any]:
       {'kind': 'linear', 'factor': 2.0}
     """
     kind = next(kind for kind, cls in _KINDS.items() if type(scaling) is cls)
-    return {"kind": kind, **dataclasses.asdict(scaling)}
+    fields = dataclasses.asdict(scaling).items()
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in fields}
+    return {"kind": kind, **plain}
 
 
 def scaling_from_dict(data: Mapping[str, Any]) -> RopeScaling:

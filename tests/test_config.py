@@ -19,7 +19,12 @@ from haiku_mqa.config import (
     PositionEmbedding,
     QKNormSpan,
 )
-from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    YarnScaling,
+)
 from tests.models import EXAMPLES
 
 SIZES = {"vocab_size": 9, "num_layers": 2, "num_heads": 8, "d_model": 64, "d_ff": 32}
@@ -224,6 +229,12 @@ def test_config_refuses_a_rope_fraction_above_one():
         _config(rope_fraction=1.5)
 
 
+def test_config_refuses_factors_that_are_not_one_for_each_pair():
+    scaling = LongRopeScaling(factor=2.0, **LONG)
+    with pytest.raises(ValueError, match=r"short_factors must be \d+, one for each"):
+        _config(rope_scaling=scaling)
+
+
 def test_config_refuses_a_rope_scaling_that_is_none_of_ours():
     with pytest.raises(ValueError, match="rope_scaling must be a LinearScaling"):
         _config(rope_scaling={"factor": 2.0})
@@ -235,6 +246,7 @@ def test_config_refuses_norms_on_the_sum_of_parallel_parts(layout):
         _config(block_layout=layout, norm_placement="residual")
 
 
+LONG = {"short_factors": (1.0,), "long_factors": [2.0], "original_max_length": 64}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_length": 64}
 
 
@@ -245,6 +257,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_length"
         (LinearScaling, {}),
         (Llama3Scaling, LLAMA3),
         (YarnScaling, {"original_max_length": 64}),
+        (LongRopeScaling, LONG),
     ],
 )
 def test_scaling_refuses_a_factor_below_one(scaling, rest, factor):
@@ -258,6 +271,9 @@ def test_scaling_refuses_a_factor_below_one(scaling, rest, factor):
         (Llama3Scaling, "low_freq_factor", {**LLAMA3, "low_freq_factor": 4.0}),
         (Llama3Scaling, "low_freq_factor", {**LLAMA3, "low_freq_factor": 0.0}),
         (Llama3Scaling, "original_max_length", {**LLAMA3, "original_max_length": 0}),
+        (LongRopeScaling, "original_max_length", {**LONG, "original_max_length": 1}),
+        (LongRopeScaling, "long_factors", {**LONG, "long_factors": (0.0,)}),
+        (LongRopeScaling, "attention_factor", {**LONG, "attention_factor": 0.0}),
         (YarnScaling, "original_max_length", {"original_max_length": 2.0}),
         (YarnScaling, "beta_slow", {"original_max_length": 64, "beta_slow": 32.0}),
         (YarnScaling, "beta_slow", {"original_max_length": 64, "beta_fast": 0.5}),

@@ -158,7 +158,8 @@ class MultiQueryAttention(hk.Module):
             qk_norm=config.norm if config.qk_norm else None,
             qk_norm_span=config.qk_norm_span,
             norm_eps=config.norm_eps,
-            rotary=rotary and rotary_frequencies(config.rotary_size, *rotary),
+            rotary=rotary
+            and rotary_frequencies(config.rotary_size, *rotary, config.max_length),
             alibi=config.position_embedding == "alibi",
             scale=config.attn_scale,
             softcap=config.attn_logit_softcap,

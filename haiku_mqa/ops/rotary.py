@@ -13,6 +13,7 @@ from haiku_mqa.ops.numerics import wide_dtype
 from haiku_mqa.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -22,6 +23,7 @@ def rotary_frequencies(
     rotary_size: int,
     theta: float = 10_000.0,
     scaling: RopeScaling | None = None,
+    max_length: int | None = None,
 ) -> tuple[np.ndarray, float]:
     """Returns by how much each pair turns per token, and the rotated length.
 
@@ -31,13 +33,14 @@ def rotary_frequencies(
       rotary_size: R, how many numbers of a head are rotated; even.
       theta: Base of the wavelengths.
       scaling: How positions are stretched past the trained context.
+      max_length: Of the decoder, in tokens; LongRoPE alone asks for it.
 
     Returns:
       float64 ``[R // 2]`` radians per token, and the factor that multiplies rotated
-      vectors (one but for YaRN).
+      vectors (one but for YaRN and LongRoPE).
 
     Raises:
-      ValueError: ``rotary_size`` is odd or below two.
+      ValueError: ``rotary_size`` is odd or below two, or ``max_length`` is missing.
 
     Example:
       >>> frequencies, factor = rotary_frequencies(4, theta=100.0)
@@ -58,6 +61,11 @@ def rotary_frequencies(
     elif isinstance(scaling, YarnScaling):
         frequencies = _yarn(frequencies, rotary_size, theta, scaling)
         factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
+    elif isinstance(scaling, LongRopeScaling):
+        if max_length is None:
+            raise ValueError("max_length must be given for LongRoPE, got None")
+        frequencies = frequencies / np.array(scaling.factors(max_length))
+        factor = scaling.attention_factor or _longrope_factor(scaling)
     return frequencies, factor
 
 
@@ -119,6 +127,11 @@ def _angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
         positions[..., None].astype(jnp.uint32) * steps.astype(np.uint32)[None, None]
     )
     return turned.astype(jnp.int32).astype(jnp.float32) * (2 * np.pi / 2.0**32)
+
+
+def _longrope_factor(scaling: LongRopeScaling) -> float:
+    original = math.log(scaling.original_max_length)
+    return math.sqrt(1.0 + math.log(scaling.factor) / original)
 
 
 def _llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:

@@ -199,6 +199,15 @@ not known
             self._refuse(name, value, f"a list of {length} zeros and ones")
         return value
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Returns a list of finite numbers above zero, which is needed."""
+        value = self._take(name, NEEDED)
+        if not isinstance(value, list) or not all(
+            is_number(item) and item > 0 for item in value
+        ):
+            self._refuse(name, value, "a list of numbers > 0")
+        return tuple(map(float, value))
+
     def only(self, name: str, *allowed: Any) -> None:
         """Refuses all values of a key, if it is there, but some that change nothing."""
         if name not in self._values:

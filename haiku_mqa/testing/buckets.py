@@ -7,7 +7,12 @@ through it.
 from __future__ import annotations
 
 from haiku_mqa.config import DecoderConfig
-from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    YarnScaling,
+)
 
 BUCKETS: dict[str, DecoderConfig] = {
     "plain": DecoderConfig(
@@ -100,7 +105,16 @@ BUCKETS: dict[str, DecoderConfig] = {
         attn_scale=0.4,
         sliding_window=(4, None, 4),
         rope_fraction=0.5,
-        rope_scaling=LinearScaling(factor=2.0),
+        rope_scaling=(
+            LinearScaling(factor=2.0),
+            LongRopeScaling(
+                short_factors=(1.0, 1.0, 1.5),
+                long_factors=(1.0, 2.0, 5.0),
+                factor=4.0,
+                original_max_length=16,
+            ),
+            LinearScaling(factor=2.0),
+        ),
         norm="rms_one_plus",
         norm_placement="both",
         activation="gelu_tanh",

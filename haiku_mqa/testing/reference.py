@@ -17,6 +17,7 @@ from haiku_mqa.config import DecoderConfig
 from haiku_mqa.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -107,7 +108,7 @@ def _attention(
     rotary = config.rotaries[layer]
     if rotary is not None:
         theta, scaling = rotary
-        q, k = (_rotate(config.rotary_size, theta, scaling, x) for x in (q, k))
+        q, k = (_rotate(config, theta, scaling, x) for x in (q, k))
     out = np.zeros((length, config.num_heads, config.value_size))
     for head in range(config.num_heads):
         shared = head // group
@@ -168,15 +169,19 @@ def _cap(x: Array, cap: float | None) -> Array:
 
 
 def _rotate(
-    size: int, theta: float, scaling: RopeScaling | None, heads: Array
+    config: DecoderConfig, theta: float, scaling: RopeScaling | None, heads: Array
 ) -> Array:
     """Turns pairs (i, i + R / 2) of each head as complex numbers."""
+    size = config.rotary_size
     half = size // 2
     pairs = range(half)
-    frequencies = np.array([_frequency(size, theta, scaling, pair) for pair in pairs])
+    frequencies = np.array([_frequency(config, theta, scaling, p) for p in pairs])
     factor = 1.0
     if isinstance(scaling, YarnScaling):
         factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+    if isinstance(scaling, LongRopeScaling):
+        ratio = math.log(scaling.factor, scaling.original_max_length)
+        factor = scaling.attention_factor or (1 + ratio) ** 0.5
     turned = heads.copy()
     for here in range(len(heads)):
         numbers = heads[here, :, :half] + 1j * heads[here, :, half:size]
@@ -186,11 +191,16 @@ def _rotate(
 
 
 def _frequency(
-    size: int, theta: float, scaling: RopeScaling | None, pair: int
+    config: DecoderConfig, theta: float, scaling: RopeScaling | None, pair: int
 ) -> float:
+    size = config.rotary_size
     plain = theta ** (-2 * pair / size)
     if isinstance(scaling, LinearScaling):
         return plain / scaling.factor
+    if isinstance(scaling, LongRopeScaling):
+        if config.max_length > scaling.original_max_length:
+            return plain / scaling.long_factors[pair]
+        return plain / scaling.short_factors[pair]
     if isinstance(scaling, Llama3Scaling):
         wavelength = 2 * math.pi / plain
         if wavelength > scaling.original_max_length / scaling.low_freq_factor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from haiku_mqa.testing import BUCKETS, Remembering
 
 # Fewer layers compile faster, and each kind is there once.
-_CAPPED = dataclasses.replace(BUCKETS["capped"], num_layers=2, sliding_window=(4, None))
+_CAPPED = BUCKETS["capped"].first_layers(2)
 
 FORMS = {
     "ring, one layer of two": Remembering(BUCKETS["alibi"], ring=True),

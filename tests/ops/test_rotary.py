@@ -14,6 +14,7 @@ from haiku_mqa.ops import apply_rotary, rotary_frequencies
 from haiku_mqa.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RopeScaling,
     YarnScaling,
 )
@@ -220,6 +221,22 @@ def test_rotary_scaling_only_slows_down_and_never_below_the_factor(name):
     least = plain / (SCALINGS[name].factor if SCALINGS[name] else 1.0)
     assert (scaled <= plain * (1 + FREQUENCY)).all()
     assert (scaled >= least * (1 - FREQUENCY)).all()
+
+
+def test_longrope_takes_its_factors_by_how_long_the_decoder_may_be():
+    scaling = LongRopeScaling(
+        short_factors=(1.0, 2.0),
+        long_factors=(4.0, 8.0),
+        factor=4.0,
+        original_max_length=256,
+    )
+    plain, _ = rotary_frequencies(4)
+    for length, factors in (256, [1.0, 2.0]), (257, [4.0, 8.0]):
+        scaled, factor = rotary_frequencies(4, scaling=scaling, max_length=length)
+        np.testing.assert_array_equal(scaled, plain / factors)
+        assert math.isclose(factor, math.sqrt(1 + 1 / 4))  # ln 4 / ln 256
+    with pytest.raises(ValueError, match="max_length must be given for LongRoPE"):
+        rotary_frequencies(4, scaling=scaling)
 
 
 def test_yarn_factor_is_the_papers_unless_one_is_given():

@@ -1,4 +1,4 @@
-"""Rotary positions in a ``config.json``: two ways to write them, four kinds."""
+"""Rotary positions in a ``config.json``: two ways to write them, five kinds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.rope_scaling import (
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RopeScaling,
     YarnScaling,
 )
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "linear", "llama3", "longrope", "yarn")
+ORIGINAL = "original_max_position_embeddings"
 THETA, FRACTION = NAMES = ("rope_theta", "partial_rotary_factor")
 
 
@@ -27,6 +29,7 @@ def read_rotary(
     fraction: float = 1.0,
     names: tuple[str, str] = NAMES,
     kinds: Sequence[str] = KINDS,
+    original: int | None = None,
 ) -> dict[str, Any]:
     """Returns the fields of a config that the keys about rotary positions mean.
 
@@ -40,6 +43,7 @@ def read_rotary(
       fraction: What they take where the file has no such key.
       names: The family's own, outside of the mapping, for theta and for the fraction.
       kinds: Of scaling, those that the family has.
+      original: Context of the first training, where the family says it outside.
 
     Returns:
       ``rope_theta`` and ``rope_scaling``, and ``rope_fraction`` with a ``key_size``.
@@ -59,7 +63,7 @@ def read_rotary(
     inside = (new if old is None else old) or Keys({})
     if key_size is not None:
         fraction = _rounded_down(inside.number(FRACTION, fraction), key_size)
-    fields = read_rotary_inside(inside, max_length, theta, kinds)
+    fields = read_rotary_inside(inside, max_length, theta, kinds, original)
     return fields if key_size is None else {**fields, "rope_fraction": fraction}
 
 
@@ -68,6 +72,7 @@ def read_rotary_inside(
     max_length: int,
     theta: float,
     kinds: Sequence[str] = KINDS,
+    original: int | None = None,
 ) -> dict[str, Any]:
     """Returns the fields of a config that one mapping about rotary positions means.
 
@@ -76,11 +81,12 @@ def read_rotary_inside(
       max_length: Of the decoder, in tokens.
       theta: What it is where the mapping has no ``rope_theta``.
       kinds: Of scaling, those that the family has.
+      original: Context of the first training, where the family says it outside.
     """
     if inside is None:
         return {"rope_theta": theta, "rope_scaling": None}
     theta = inside.number(THETA, theta, above=1.0)
-    scaling = _scaling(inside, max_length, kinds)
+    scaling = _scaling(inside, max_length, kinds, original)
     inside.finish()
     return {"rope_theta": theta, "rope_scaling": scaling}
 
@@ -91,16 +97,23 @@ def _rounded_down(fraction: float, key_size: int) -> float:
     return fraction if round(key_size * fraction) == turned else turned / key_size
 
 
-def _scaling(keys: Keys, max_length: int, kinds: Sequence[str]) -> RopeScaling | None:
+def _scaling(
+    keys: Keys, max_length: int, kinds: Sequence[str], original: int | None
+) -> RopeScaling | None:
     name = "rope_type" if "rope_type" in keys else "type"
     kind = keys.choice(name, {kind: kind for kind in kinds}, "default")
     keys.only("type", *kinds)  # some files say it twice
     if kind == "default":
         return None
-    factor = keys.number("factor")
     if kind == "linear":
-        return LinearScaling(factor=factor)
-    original = keys.count("original_max_position_embeddings", max_length)
+        return LinearScaling(factor=keys.number("factor"))
+    if original is None:
+        original = keys.count(ORIGINAL, max_length)
+    else:
+        keys.only(ORIGINAL, original)
+    if kind in ("longrope", "su"):
+        return _long_rope(keys, max_length, original)
+    factor = keys.number("factor")
     if kind == "llama3":
         return Llama3Scaling(
             factor=factor,
@@ -114,9 +127,17 @@ def _scaling(keys: Keys, max_length: int, kinds: Sequence[str]) -> RopeScaling |
         original_max_length=original,
         beta_fast=keys.number("beta_fast", 32.0),
         beta_slow=keys.number("beta_slow", 1.0),
-        attention_factor=(
-            keys.number("attention_factor") if "attention_factor" in keys else None
-        ),
+        attention_factor=keys.number_or_none("attention_factor", None),
+    )
+
+
+def _long_rope(keys: Keys, max_length: int, original: int) -> LongRopeScaling:
+    return LongRopeScaling(
+        short_factors=keys.numbers("short_factor"),
+        long_factors=keys.numbers("long_factor"),
+        factor=keys.number("factor", max(1.0, max_length / original)),
+        original_max_length=original,
+        attention_factor=keys.number_or_none("attention_factor", None),
     )
 
 
@@ -153,7 +174,16 @@ def scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
         return None
     if isinstance(scaling, LinearScaling):
         return {"rope_type": "linear", "factor": scaling.factor}
-    original = {"original_max_position_embeddings": scaling.original_max_length}
+    original = {ORIGINAL: scaling.original_max_length}
+    if isinstance(scaling, LongRopeScaling):
+        return {
+            "rope_type": "longrope",
+            "short_factor": list(scaling.short_factors),
+            "long_factor": list(scaling.long_factors),
+            "factor": scaling.factor,
+            **original,
+            **_attention_factor(scaling),
+        }
     if isinstance(scaling, Llama3Scaling):
         return {
             "rope_type": "llama3",
@@ -162,13 +192,16 @@ def scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
             "high_freq_factor": scaling.high_freq_factor,
             **original,
         }
-    keys: dict[str, Any] = {
+    return {
         "rope_type": "yarn",
         "factor": scaling.factor,
         "beta_fast": scaling.beta_fast,
         "beta_slow": scaling.beta_slow,
         **original,
+        **_attention_factor(scaling),
     }
-    if scaling.attention_factor is not None:
-        keys["attention_factor"] = scaling.attention_factor
-    return keys
+
+
+def _attention_factor(scaling: LongRopeScaling | YarnScaling) -> dict[str, float]:
+    factor = scaling.attention_factor
+    return {} if factor is None else {"attention_factor": factor}

@@ -61,6 +61,7 @@ def decoder_fields(
     theta: float = 10_000.0,
     fraction: float | None = None,
     kinds: Sequence[str] = KINDS,
+    original: int | None = None,
     rotary: Callable[[Keys, int], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns the fields that all who follow Llama say in the same keys.
@@ -78,8 +79,10 @@ def decoder_fields(
       fraction: The same of the part of a head that is rotated; ``None`` for families
         that rotate whole heads, and have no key for it.
       kinds: Of rotary scaling, those that the family has.
+      original: Context of the first training, where the family says it outside of the
+        scaling.
       rotary: What reads rotary positions, given the length, where the family has keys
-        of its own for them; the three before do not count then.
+        of its own for them; the four before do not count then.
     """
     heads, d_model = keys.count("num_attention_heads"), keys.count("hidden_size")
     max_length = keys.count("max_position_embeddings", max_length)
@@ -90,6 +93,7 @@ def decoder_fields(
         key_size=None if fraction is None else key_size,
         fraction=fraction or 1.0,
         kinds=kinds,
+        original=original,
     )
     return {
         "vocab_size": keys.count("vocab_size"),

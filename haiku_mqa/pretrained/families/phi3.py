@@ -9,22 +9,22 @@ from haiku_mqa.config import DecoderConfig
 from haiku_mqa.pretrained._keys import Keys
 from haiku_mqa.pretrained.families import llama
 from haiku_mqa.pretrained.families._family import Family, Tensor, linear
+from haiku_mqa.pretrained.families._rotary import ORIGINAL
+from haiku_mqa.rope_scaling import LongRopeScaling
 
 
 def read_config(keys: Keys) -> DecoderConfig:
     """Returns the config that the keys of a ``config.json`` mean."""
     for name in ("attention_bias", "mlp_bias"):
         keys.only(name, False)
-    # It counts for scaling alone, and drops nothing where it is read.
-    for name in ("original_max_position_embeddings", "embd_pdrop"):
-        keys.skip(name)
-    # Others of its kinds take one of two tables by how long a text is.
+    keys.skip("embd_pdrop")  # which drops nothing where it is read
     fields = llama.decoder_fields(
         keys,
         max_length=4096,
         norm_eps=("rms_norm_eps", 1e-5),
         fraction=1.0,
-        kinds=("default",),
+        kinds=("default", "longrope", "su"),  # the last is an earlier name
+        original=keys.count(ORIGINAL, 4096),
     )
     return DecoderConfig(
         **fields,
@@ -35,8 +35,13 @@ def read_config(keys: Keys) -> DecoderConfig:
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
     """Returns the keys of a ``config.json`` that mean a config."""
+    scaling = next((r[1] for r in config.rotaries if r), None)
+    trained = (
+        scaling.original_max_length if isinstance(scaling, LongRopeScaling) else None
+    )
     return {
         **llama.decoder_keys(config, in_part=True),
+        ORIGINAL: trained or config.max_length,
         "sliding_window": config.windows[0],
         "resid_pdrop": config.residual_dropout,
     }

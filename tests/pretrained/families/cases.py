@@ -64,6 +64,17 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         "tie_word_embeddings": True,
         "hidden_act": "gelu",
     },
+    ("llama", MULTI_QUERY, "longrope"): {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.0, 1.0, 1.0],
+            "long_factor": [1.0, 1.5, 4.0, 7.0],
+            "attention_factor": 1.25,
+            "original_max_position_embeddings": 8,
+        },
+    },
     ("mistral", MULTI_HEAD, "window"): {
         **LLAMA,
         "num_key_value_heads": 4,

@@ -16,6 +16,10 @@ from tests.pretrained.families.cases import (
     VOCAB_SIZE,
 )
 
+_FACTORS = {
+    "short_factor": [1.0, 1.1, 1.5, 2.0],
+    "long_factor": [1.0, 1.5, 4.0, 7.0],
+}
 GPTJ = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 1, "n_positions": 24}
 
 # (family, heads, what else is peculiar) -> keys
@@ -74,6 +78,18 @@ CASES: dict[tuple[str, str, str], dict[str, Any]] = {
         **LLAMA,
         "num_key_value_heads": 1,
         "tie_word_embeddings": True,
+    },
+    ("phi3", MULTI_HEAD, "a long context's factors"): {
+        **LLAMA,
+        "original_max_position_embeddings": 8,
+        "rope_scaling": {"type": "longrope", **_FACTORS},
+    },
+    ("phi3", GROUPED, "a short context's factors"): {
+        **LLAMA,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 16,  # all that is read and made
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"type": "longrope", "factor": 4.0, **_FACTORS},
     },
     ("gptj", MULTI_HEAD, "in part rotated"): {
         **GPTJ,

@@ -207,7 +207,9 @@ def test_key_that_is_missing_is_named(key):
     ("scaling", "message"),
     [
         ({"type": "dynamic", "factor": 2.0}, r"rope_scaling\.type = 'dynamic' is not"),
-        ({"rope_type": "longrope"}, r"rope_scaling\.rope_type = 'longrope' is not"),
+        ({"rope_type": "su"}, r"rope_scaling\.rope_type = 'su' is not"),
+        ({"rope_type": "longrope"}, r"rope_scaling\.short_factor is missing"),
+        ({"rope_type": "longrope", "short_factor": [0]}, "a list of numbers > 0"),
         ({"type": "linear", "factor": 2.0, "a": 1}, r"rope_scaling\.a = 1 is not"),
         ({"rope_type": "yarn", "factor": 2.0, "truncate": False}, "truncate = False"),
         ({"rope_type": "linear", "factor": 0.5}, r"factor must be a number >= 1"),
