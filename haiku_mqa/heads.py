@@ -19,13 +19,13 @@ Method = Literal["mean", "first", "random"]
 
 
 def convert_heads(
-    params: Params,
     config: DecoderConfig,
+    params: Params,
     num_kv_heads: int,
     method: Method = "mean",
     *,
     rng: jax.Array | None = None,
-) -> tuple[dict[str, dict[str, jax.Array]], DecoderConfig]:
+) -> tuple[DecoderConfig, dict[str, dict[str, jax.Array]]]:
     """Gives a decoder another number of key/value heads.
 
     Fewer heads each stand for a group of the old ones (Ainslie et al. 2023, *GQA:
@@ -35,8 +35,8 @@ def convert_heads(
     leads back.
 
     Args:
-      params: The decoder's parameters; they are not changed.
       config: What the decoder is.
+      params: Its parameters; they are not changed.
       num_kv_heads: How many heads it shall have: a divisor of its present number,
         or a multiple of it that divides ``num_heads``.
       method: How fewer heads are made: ``"mean"`` of each group (the best in the
@@ -45,7 +45,7 @@ def convert_heads(
       rng: PRNG key, needed for ``"random"`` alone.
 
     Returns:
-      Parameters and config of the converted decoder.
+      Config and parameters of the converted decoder.
 
     Raises:
       ValueError: ``num_kv_heads`` fits neither way, ``method`` is unknown, ``rng`` is
@@ -55,14 +55,15 @@ def convert_heads(
       >>> config = DecoderConfig(vocab_size=256, num_layers=2, num_heads=8,
       ...     num_kv_heads=8, d_model=64, d_ff=256)
       >>> params = build(config).init(jax.random.key(0))
-      >>> fewer, multi_query = convert_heads(params, config, num_kv_heads=1)
+      >>> multi_query, fewer = convert_heads(config, params, num_kv_heads=1)
       >>> multi_query.num_kv_heads
       1
       >>> fewer["decoder_lm/decoder/layer_0/attention/key"]["w"].shape
       (64, 8)
     """
+    model = build(config)
     _check(config, num_kv_heads, method, rng)
-    check_params(params, build(config).param_shapes)
+    check_params(params, model.param_shapes)
     converted = dataclasses.replace(config, num_kv_heads=num_kv_heads)
     regroup = _regroup(config.num_kv_heads, num_kv_heads, method)
     sizes = {"key": config.key_size, "value": config.value_size}
@@ -85,7 +86,7 @@ def convert_heads(
             path: fresh[path] if path.endswith(_SHARED) else leaves
             for path, leaves in result.items()
         }
-    return result, converted
+    return converted, result
 
 
 _SHARED = ("/attention/key", "/attention/value")

@@ -35,7 +35,7 @@ PARAMS = disturb(hm.build(CONFIG).init(jax.random.key(0)))
 BY_HEAD = dataclasses.replace(CONFIG, qk_norm_span="own_head")
 
 
-def logits(params, config, seed):
+def logits(config, params, seed):
     tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 9))
     return np.asarray(hm.build(config).apply(params, None, jnp.asarray(tokens)).logits)
 
@@ -46,32 +46,32 @@ def equal(one, other):
 
 @pytest.mark.parametrize("method", ["mean", "first"])
 def test_converting_to_the_same_number_is_identity(method):
-    params, config = hm.convert_heads(PARAMS, CONFIG, 4, method)
+    config, params = hm.convert_heads(CONFIG, PARAMS, 4, method)
     assert config == CONFIG
     assert equal(params, PARAMS)
 
 
 @given(st.sampled_from([4, 12]), st.integers(0, 1000))
 def test_more_heads_are_the_same_function(num_kv_heads, seed):
-    params, config = hm.convert_heads(PARAMS, CONFIG, num_kv_heads)
+    config, params = hm.convert_heads(CONFIG, PARAMS, num_kv_heads)
     np.testing.assert_allclose(
-        logits(params, config, seed), logits(PARAMS, CONFIG, seed), rtol=0, atol=CLOSE
+        logits(config, params, seed), logits(CONFIG, PARAMS, seed), rtol=0, atol=CLOSE
     )
 
 
 def test_more_heads_copy_scales_that_are_each_heads_own():
     old = disturb(hm.build(BY_HEAD).init(jax.random.key(0)))
-    params, config = hm.convert_heads(old, BY_HEAD, 12)
+    config, params = hm.convert_heads(BY_HEAD, old, 12)
     np.testing.assert_allclose(
-        logits(params, config, 0), logits(old, BY_HEAD, 0), rtol=0, atol=CLOSE
+        logits(config, params, 0), logits(BY_HEAD, old, 0), rtol=0, atol=CLOSE
     )
-    assert equal(hm.convert_heads(params, config, 4, "first")[0], old)
+    assert equal(hm.convert_heads(config, params, 4, "first")[1], old)
 
 
 @pytest.mark.parametrize("method", ["mean", "first"])
 def test_more_heads_and_back_is_identity(method):
-    more = hm.convert_heads(PARAMS, CONFIG, 12)
-    back, config = hm.convert_heads(*more, 4, method)
+    more = hm.convert_heads(CONFIG, PARAMS, 12)
+    config, back = hm.convert_heads(*more, 4, method)
     assert config == CONFIG
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), back, PARAMS
@@ -86,38 +86,38 @@ def heads_of(params, part, size):
 def test_copies_change_nothing_where_keys_are_normalised_as_one_vector():
     config = dataclasses.replace(CONFIG, qk_norm_span="all_heads")
     params = disturb(hm.build(config).init(jax.random.key(3)))
-    more = hm.convert_heads(params, config, 12)
-    np.testing.assert_allclose(logits(*more, 0), logits(params, config, 0), atol=1e-5)
+    more = hm.convert_heads(config, params, 12)
+    np.testing.assert_allclose(logits(*more, 0), logits(config, params, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("part", "size"), [("key", 6), ("value", 10)])
 def test_mean_pools_neighbouring_heads(part, size):
-    params, _ = hm.convert_heads(PARAMS, CONFIG, 2)
+    _, params = hm.convert_heads(CONFIG, PARAMS, 2)
     old, new = heads_of(PARAMS, part, size), heads_of(params, part, size)
     np.testing.assert_allclose(new[:, 0], old[:, :2].mean(axis=1), atol=1e-7)
     np.testing.assert_allclose(new[:, 1], old[:, 2:].mean(axis=1), atol=1e-7)
 
 
 def test_first_takes_the_first_of_each_group():
-    params, _ = hm.convert_heads(PARAMS, CONFIG, 2, "first")
+    _, params = hm.convert_heads(CONFIG, PARAMS, 2, "first")
     old, new = heads_of(PARAMS, "key", 6), heads_of(params, "key", 6)
     np.testing.assert_array_equal(new, old[:, [0, 2]])
 
 
 def test_random_draws_new_heads_and_keeps_the_rest():
-    params, config = hm.convert_heads(
-        PARAMS, CONFIG, 1, "random", rng=jax.random.key(1)
+    config, params = hm.convert_heads(
+        CONFIG, PARAMS, 1, "random", rng=jax.random.key(1)
     )
-    again, _ = hm.convert_heads(PARAMS, CONFIG, 1, "random", rng=jax.random.key(1))
+    _, again = hm.convert_heads(CONFIG, PARAMS, 1, "random", rng=jax.random.key(1))
     assert equal(params, again)
-    mean, _ = hm.convert_heads(PARAMS, CONFIG, 1)
+    _, mean = hm.convert_heads(CONFIG, PARAMS, 1)
     differ = {p for p in params if not equal(params[p], mean[p])}
     assert {p.rpartition("/")[2] for p in differ} == {"key", "value"}
-    assert np.isfinite(logits(params, config, 0)).all()
+    assert np.isfinite(logits(config, params, 0)).all()
 
 
 def test_converted_decoder_is_one_that_the_config_describes():
-    params, config = hm.convert_heads(PARAMS, CONFIG, 1)
+    config, params = hm.convert_heads(CONFIG, PARAMS, 1)
     assert config == dataclasses.replace(CONFIG, num_kv_heads=1)
     shapes = jax.tree.map(lambda x: x.shape, params)
     assert shapes == jax.tree.map(lambda x: x.shape, hm.build(config).param_shapes)
@@ -128,7 +128,7 @@ def test_mean_of_bfloat16_heads_is_taken_in_float32():
     params = disturb(hm.build(config).init(jax.random.key(2)))
     path = "decoder_lm/decoder/layer_0/attention/key"
     wide = np.asarray(params[path]["w"], np.float32).reshape(24, 12, 6).mean(axis=1)
-    pooled, _ = hm.convert_heads(params, config, 1)
+    _, pooled = hm.convert_heads(config, params, 1)
     assert (pooled[path]["w"] == jnp.asarray(wide, jnp.bfloat16)).all()
 
 
@@ -145,10 +145,15 @@ def test_mean_of_bfloat16_heads_is_taken_in_float32():
 )
 def test_misuse_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
-        hm.convert_heads(PARAMS, CONFIG, **arguments)
+        hm.convert_heads(CONFIG, PARAMS, **arguments)
+
+
+def test_config_comes_before_parameters():
+    with pytest.raises(ValueError, match="config must be a DecoderConfig, got dict"):
+        hm.convert_heads(PARAMS, CONFIG, 1)
 
 
 def test_parameters_of_another_config_are_refused():
     other = dataclasses.replace(CONFIG, num_kv_heads=12)
     with pytest.raises(ValueError, match="params do not fit the model"):
-        hm.convert_heads(PARAMS, other, 1)
+        hm.convert_heads(other, PARAMS, 1)

@@ -77,8 +77,8 @@ def conversions(base: Model, params: Params, seed: int) -> list[Converted]:
     found = [Converted(config.num_heads, None, base, params)]
     for heads in range(1, config.num_heads):
         for method in METHODS if config.num_heads % heads == 0 else ():
-            fewer, converted = convert_heads(
-                params, config, heads, method, rng=jax.random.key(seed)
+            converted, fewer = convert_heads(
+                config, params, heads, method, rng=jax.random.key(seed)
             )
             found.append(Converted(heads, method, build(converted), fewer))
     return found

@@ -108,9 +108,9 @@ def run(args: argparse.Namespace) -> int:
 
     corpus = read_text_or_validation(args.text, args.characters)
     loaded = load_model(args.source, dtype=args.dtype)
-    params, config = convert_heads(
-        loaded.params,
+    config, params = convert_heads(
         loaded.model.config,
+        loaded.params,
         args.kv_heads,
         args.method,
         rng=jax.random.key(args.seed),

@@ -41,8 +41,8 @@ def test_folder_is_what_the_library_makes(run, multi_head, out, method):
     done = run("convert-heads", multi_head, out, "--kv-heads", 1, *words)
     assert done.code == 0, done.err
     source, made = hm.load_pretrained(multi_head), hm.load_pretrained(out)
-    params, config = hm.convert_heads(
-        source.params, source.model.config, 1, method, rng=jax.random.key(5)
+    config, params = hm.convert_heads(
+        source.model.config, source.params, 1, method, rng=jax.random.key(5)
     )
     assert made.model.config == config
     assert made.tokenizer == source.tokenizer

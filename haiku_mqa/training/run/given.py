@@ -12,12 +12,12 @@ from haiku_mqa.checks import check_finite, check_params
 from haiku_mqa.model import Model, Params
 
 
-def fitted(params: Params, model: Model) -> Params:
+def fitted(model: Model, params: Params) -> Params:
     """Returns parameters in the dtypes that a model has its own in.
 
     Args:
-      params: Module path to parameter name to array, of any floating point.
       model: Whose they are to be.
+      params: Module path to parameter name to array, of any floating point.
 
     Returns:
       The same tree.

@@ -143,7 +143,7 @@ def train(
                 check_tokenizer(config.data, tokenizer)
             plain = build(config.decoder_config(tokenizer.vocab_size))
             model = _over(mesh, plain, config)
-            first = None if params is None else fitted(params, model)
+            first = None if params is None else fitted(model, params)
             data = make_data(config.data, corpus, tokenizer, config.seed)
             if folder is not None and is_first:
                 folder.remove_leftovers()

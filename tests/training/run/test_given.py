@@ -41,7 +41,7 @@ def trained():
 @pytest.fixture(scope="module")
 def converted(trained):
     """Its parameters, with one key/value head."""
-    return hm.convert_heads(trained.params, trained.model.config, 1)[0]
+    return hm.convert_heads(trained.model.config, trained.params, 1)[1]
 
 
 @pytest.fixture(scope="module")
