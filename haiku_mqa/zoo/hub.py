@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from haiku_mqa.errors import FetchError
 
@@ -64,7 +65,7 @@ def parse_hub_name(name: str) -> tuple[str, str | None]:
     return found[1], found[2]
 
 
-def folder_of(name: str) -> Path:
+def folder_of(name: str, *, progress: bool = True) -> Path:
     """Returns the folder of a model on the hub, which is fetched if need be.
 
     Fetched by the hub's own client, into its own cache and with its own settings
@@ -73,6 +74,7 @@ def folder_of(name: str) -> Path:
 
     Args:
       name: ``hf:ORG/NAME`` or ``hf:ORG/NAME@REVISION``.
+      progress: Whether a download shows bars, where stderr is a terminal.
 
     Returns:
       The folder.
@@ -94,9 +96,22 @@ def folder_of(name: str) -> Path:
                 revision=revision,
                 allow_patterns=list(_WANTED),
                 ignore_patterns=list(_UNWANTED),
+                tqdm_class=_bars(progress),
             )
         )
     # Its errors, and those of what it is made of, have no class in common.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FetchError(f"{name} could not be fetched: {reason}") from error
+
+
+def _bars(progress: bool) -> type:
+    """Returns the client's own bars, that show on a terminal alone or nowhere."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any):
+            options["disable"] = options.get("disable") if progress else True
+            super().__init__(*args, **options)
+
+    return Bar

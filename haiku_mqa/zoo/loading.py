@@ -53,6 +53,7 @@ def load_pretrained(
     *,
     dtype: DType = "float32",
     quantize: Quantization | None = None,
+    progress: bool = True,
 ) -> LoadedModel:
     """Loads a pretrained model.
 
@@ -64,6 +65,7 @@ def load_pretrained(
       dtype: What its parameters are stored in and computed with.
       quantize: ``"int8"`` stores its matrices in a byte a number, as
         ``quantize_params`` does: for inference alone.
+      progress: Whether a download shows a bar, where stderr is a terminal.
 
     Returns:
       The model, its parameters, its tokenizer and its metadata.
@@ -87,15 +89,15 @@ draw some with haiku_mqa.zoo.load('mqa-decoder').init
     keep = on_device if quantize is None else quantize_param
     text = os.fspath(source)
     if is_hub_name(text):
-        text = str(folder_of(text))
+        text = str(folder_of(text, progress=progress))
     if is_path(text):
         read = read_path(Path(text), dtype=dtype, keep=keep)
         model = build(read.config)
         return LoadedModel(model, read.params, read.tokenizer, read.metadata)
-    return _load_name(text, dtype, keep)
+    return _load_name(text, dtype, keep, progress)
 
 
-def _load_name(name: str, dtype: DType, keep: Keep) -> LoadedModel:
+def _load_name(name: str, dtype: DType, keep: Keep, progress: bool) -> LoadedModel:
     spec = load(name)
     if spec.load_params is None:
         raise ValueError(
@@ -110,15 +112,15 @@ def _load_name(name: str, dtype: DType, keep: Keep) -> LoadedModel:
         )
     config = dataclasses.replace(spec.config, dtype=dtype, param_dtype=dtype)
     if isinstance(spec.load_params, ParamsLoader):
-        params = spec.load_params.read(dtype, keep)
+        params = spec.load_params.read(dtype, keep, progress)
     else:
-        params = _kept(spec.load_params(), config, keep)
+        params = _kept(config, spec.load_params(), keep)
     load_tokenizer = cast("Callable[[], Any] | None", spec.load_tokenizer)
     tokenizer = load_tokenizer() if load_tokenizer else None
     return LoadedModel(build(config), params, tokenizer, spec.metadata)
 
 
-def _kept(params: Params, config: DecoderConfig, keep: Keep) -> Params:
+def _kept(config: DecoderConfig, params: Params, keep: Keep) -> Params:
     return {
         module: {
             name: keep(config, module, name, jnp.asarray(leaf, config.param_dtype))

@@ -47,7 +47,7 @@ def fetch(source: PackagedFile, *, progress: bool = True) -> Path:
 
     Args:
       source: The file.
-      progress: Whether a download shows a bar on stderr.
+      progress: Whether a download shows a bar, where stderr is a terminal.
 
     Returns:
       The path of the file, whose size and sha256 are ``source``'s.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import random
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,6 +63,25 @@ def _make_wheel(
 def make_wheel() -> MakeWheel:
     """``make_wheel(folder, name, version, files, entry_points="")`` -> its path."""
     return _make_wheel
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def on_terminal(monkeypatch) -> Callable[[Callable[[], object]], str]:
+    """``on_terminal(call)`` -> what it says on a standard error that is looked at."""
+
+    def said(call: Callable[[], object]) -> str:
+        terminal = _Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            call()
+        return terminal.getvalue()
+
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,14 @@ def test_revision_is_what_is_asked_for(hub):
     assert any(path.endswith("/revision/v1.0") for path in hub.asked)
 
 
+def test_bars_show_on_a_terminal_alone_and_can_be_switched_off(hub, on_terminal, capfd):
+    name = "hf:org/tiny"
+    assert on_terminal(lambda: hm.load_pretrained(name, progress=False)) == ""
+    assert "Fetching" in on_terminal(lambda: folder_of(name))
+    folder_of(name)
+    assert capfd.readouterr().err == ""
+
+
 def test_what_was_fetched_is_found_without_a_network(hub, monkeypatch):
     there = folder_of("hf:org/tiny")
     _point_at(monkeypatch, NOWHERE)

