@@ -49,6 +49,8 @@ SHORTENED = {
     '"the rain in Spain stays mainly in the rain"': "haiku-mqa bench speculative "
     '--model shakespeare-mqa --prompt "the rain" --new-tokens 4 --repeats 1',
     "haiku-mqa zoo check mqa-decoder": "haiku-mqa zoo check mqa-decoder --examples 1",
+    "haiku-mqa zoo check mqa-decoder --laws causality,chunks": ""
+    "haiku-mqa zoo check mqa-decoder --laws causality,chunks --examples 1",
     "haiku-mqa train --out runs/first": "haiku-mqa train --out runs/first --steps 10 "
     "--set data.batch_size=2 sample_tokens=8",
     "haiku-mqa train --out runs/novel --data novel.txt --steps 3000": "haiku-mqa train "

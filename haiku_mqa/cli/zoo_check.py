@@ -42,6 +42,12 @@ def add_parser(verbs: Any) -> None:
         default=25,
         help="how many inputs each law is tried on at most (default: %(default)s)",
     )
+    parser.add_argument(
+        "--laws",
+        type=_names,
+        metavar="NAMES",
+        help="the laws to try, with commas between (default: all that speak of it)",
+    )
     _options.add_seed(parser, "the drawn inputs")
 
 
@@ -49,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
     """Prints how a model fares under each law.
 
     Args:
-      args: With ``name``, ``examples`` and ``seed``.
+      args: With ``name``, ``examples``, ``laws`` and ``seed``.
 
     Returns:
       0; 1 where a law is broken.
 
     Raises:
-      ValueError: There is no such model.
+      ValueError: There is no such model, or no such law for it.
       PluginError: The model's plugin failed.
       MissingExtra: Hypothesis is not installed.
     """
@@ -72,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _checked(spec: ModelSpec, args: argparse.Namespace) -> Report:
     from tqdm import tqdm
 
@@ -79,11 +89,21 @@ def _checked(spec: ModelSpec, args: argparse.Namespace) -> Report:
 
     # On a terminal alone: the table tells all of it again.
     with tqdm(
-        total=len(DECODER_LAWS), unit="law", file=sys.stderr, disable=None, leave=False
+        total=len(args.laws or DECODER_LAWS),
+        unit="law",
+        file=sys.stderr,
+        disable=None,
+        leave=False,
     ) as bar:
 
         def tell(result: LawResult) -> None:
             bar.set_postfix_str(result.law, refresh=False)
             bar.update()
 
-        return check_decoder(spec, examples=args.examples, seed=args.seed, on_law=tell)
+        return check_decoder(
+            spec,
+            laws=args.laws,
+            examples=args.examples,
+            seed=args.seed,
+            on_law=tell,
+        )

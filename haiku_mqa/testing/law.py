@@ -10,6 +10,8 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.strategies import SearchStrategy
 
+from haiku_mqa.errors import unknown_name
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Law:
@@ -144,6 +146,44 @@ def try_law(law: Law, subject: Any, examples: int, *, seed: int = 0) -> LawResul
         message = f"{kind}{error}".strip().splitlines()[0]
         return LawResult(law.name, tried, worst, allowed, False, message)
     return LawResult(law.name, tried, worst, allowed, True)
+
+
+def named_laws(laws: Sequence[Law], names: Sequence[str] | None) -> Sequence[Law]:
+    """Returns the laws of some names, in their own order.
+
+    Args:
+      laws: All that there are.
+      names: Of those that are wanted; all if ``None``.
+
+    Raises:
+      ValueError: There is no name, or no law of a name.
+    """
+    if names is None:
+        return laws
+    if isinstance(names, str) or not names:  # letters are no names
+        raise ValueError(f"laws must be a sequence of names, got {names!r}")
+    known = [law.name for law in laws]
+    for name in names:
+        if name not in known:
+            raise unknown_name("law", str(name), known)
+    return [law for law in laws if law.name in names]
+
+
+def check_applies(laws: Sequence[Law], subject: Any) -> None:
+    """Refuses laws that do not speak of a subject: that they hold would say nothing.
+
+    Args:
+      laws: That were asked for.
+      subject: What is tested.
+
+    Raises:
+      ValueError: There are such laws; names them.
+    """
+    idle = [law.name for law in laws if not law.applies(subject)]
+    if idle:
+        raise ValueError(
+            f"laws must speak of this decoder, and {', '.join(idle)} do not"
+        )
 
 
 def try_laws(
