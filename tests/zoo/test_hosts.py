@@ -5,9 +5,12 @@ import os
 import site
 import subprocess
 import sys
+import tomllib
 import venv
 
 import pytest
+
+from tests.readme_blocks import REPOSITORY, blocks
 
 OURS = {"mqa-decoder", "shakespeare-mqa", "smollm2-135m"}
 
@@ -59,6 +62,18 @@ PLUGINS = {
 }
 
 
+def _plugin_of_the_docs():
+    """The module that docs/zoo.md shows, and its entry points."""
+    shown = blocks(REPOSITORY / "docs/zoo.md")
+    code, about = (
+        next(block.text for block in shown if block.kind == kind)
+        for kind in ("python", "toml")
+    )
+    entries = tomllib.loads(about)["project"]["entry-points"]["haiku_zoo.models"]
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    return code, "\n".join(["[haiku_zoo.models]", *lines, ""])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, make_wheel):
     """``run(code)``, in an environment with the host and plugins -> what it prints.
@@ -67,6 +82,11 @@ def run(tmp_path_factory, make_wheel):
     """
     folder = tmp_path_factory.mktemp("host")
     wheels = [make_wheel(folder, "other-host", "1.0", {"other_host.py": HOST})]
+    code, entry_points = _plugin_of_the_docs()
+    files = {"my_plugin.py": code}
+    wheels.append(
+        make_wheel(folder, "my-plugin", "1.0", files, entry_points=entry_points)
+    )
     for name, (version, entry, code) in PLUGINS.items():
         module = name.replace("-", "_")
         wheels.append(
@@ -175,6 +195,21 @@ def test_other_host_runs_a_plugin_without_this_package(run):
     )
     assert logits == [[[1, 0, 0], [1, 0, 1], [1, 0, 2]]]
     assert not ours
+
+
+def test_plugin_of_the_docs_is_found_and_held_to_the_laws(run):
+    code, printed = run(
+        "import contextlib, io\n"
+        "from haiku_mqa.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as printed:\n"
+        "    laws = ['--laws', 'shape,causality', '--examples', '1']\n"
+        "    code = main(['zoo', 'check', 'tiny', *laws])\n"
+        "print(json.dumps([code, printed.getvalue()]))"
+    )
+    assert code == 0
+    title, _, *rows = printed.splitlines()
+    assert title.startswith("tiny 1.0, ")
+    assert [row.split()[0] for row in rows] == ["shape", "causality"]
 
 
 def test_stevedore_loads_our_model_unchanged(run):
