@@ -42,6 +42,26 @@ def cache_folder() -> Path:
     return base / "haiku_mqa"
 
 
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Returns an argument that must be a path.
+
+    Args:
+      name: What the user calls it.
+      value: What was given.
+
+    Raises:
+      ValueError: It is something else, such as an argument in another's place.
+
+    Example:
+      >>> as_path("folder", {})
+      Traceback (most recent call last):
+      ValueError: folder must be a path, got dict
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{name} must be a path, got {type(value).__name__}")
+    return Path(value)
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file to write, which takes its name only when all of it is written.

@@ -16,18 +16,19 @@ from haiku_mqa.zoo.discovery import is_path
 
 if TYPE_CHECKING:
     from haiku_mqa.config import DecoderConfig
-    from haiku_mqa.pretrained import ChatTokenizer
+    from haiku_mqa.text import AnyTokenizer
     from haiku_mqa.zoo.loading import LoadedModel
 
 _FAMILY = "llama"  # which holds most of what a decoder can be
 
 _DESCRIPTION = """\
 Write a model as a folder of Hugging Face's libraries: config.json, weights in
-safetensors, and its tokenizer with the chat template, if it came with one.
+safetensors, and its tokenizer, with the chat template if it came with one.
 """
 
 _EPILOG = """\
 examples:
+  haiku-mqa convert runs/first first
   haiku-mqa convert smollm2-135m smollm2 --dtype bfloat16
   haiku-mqa convert model.gguf model --family mistral
 """
@@ -80,16 +81,13 @@ def run(args: argparse.Namespace) -> int:
     family = args.family or _family_of(source)
     family_named(family)
     loaded = load_model(source, dtype=args.dtype)
-    tokenizer = _tokenizer(loaded)
     say(f"writing {args.out}")
     save_pretrained(
         args.out,
         _without_dropout(loaded.model.config),
         loaded.params,
         family=family,
-        tokenizer=tokenizer,
-        bos_token=tokenizer.bos_token if tokenizer else None,
-        end_tokens=tokenizer.end_tokens if tokenizer else (),
+        tokenizer=_tokenizer(loaded),
     )
     print(f"wrote {args.out}, of the family {family}")
     return 0
@@ -137,14 +135,15 @@ def _without_dropout(config: DecoderConfig) -> DecoderConfig:
     return dataclasses.replace(config, **dict.fromkeys(rates, 0.0))
 
 
-def _tokenizer(loaded: LoadedModel) -> ChatTokenizer | None:
+def _tokenizer(loaded: LoadedModel) -> AnyTokenizer | None:
     from haiku_mqa.pretrained import ChatTokenizer
+    from haiku_mqa.text import Tokenizer
 
-    if isinstance(loaded.tokenizer, ChatTokenizer):
-        return loaded.tokenizer
-    if loaded.tokenizer is not None:
-        say(
-            "no tokenizer was written: this model's did not come with a model of "
-            "others, so encode with the original's"
-        )
+    tokenizer = loaded.tokenizer
+    if tokenizer is None or isinstance(tokenizer, ChatTokenizer | Tokenizer):
+        return tokenizer
+    say(
+        f"no tokenizer was written: a {type(tokenizer).__name__} has no form that "
+        "others read, so encode with the original's"
+    )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -10,10 +11,11 @@ from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
 from haiku_mqa.pretrained._tensor_files import DTYPES, StoredTensor
-from haiku_mqa.pretrained.families import Family
-from haiku_mqa.pretrained.families._family import Shape
+from haiku_mqa.pretrained.families import Family, family_named, family_names
+from haiku_mqa.pretrained.families._family import LAYER, Shape
 
 _MOST_LISTED = 8  # of one kind before a message only counts the rest
+_BY_ITS_MAKERS = ".attention.wq.weight"
 _OUTPUT, _EMBEDDING = ("unembed/w",), ("embed/embeddings",)
 
 
@@ -106,7 +108,14 @@ def _hints(
     names = {tensor.ours: tensor.name for tensor in family.tensors(config)}
     output, embedding = names.get(_OUTPUT, ""), names[_EMBEDDING]
     hints = []
-    if not any(name in found for name in wanted):
+    if any(name.endswith(_BY_ITS_MAKERS) for name in found):
+        hints.append(
+            "they have the names of Meta's and Mistral's own files, whose rotary pairs "
+            "are neighbours: were they converted?"
+        )
+    elif others := _other_families(family, config, found):
+        hints.append(f"are they of the family {others} and not {family.model_type!r}?")
+    elif not any(name in found for name in wanted):
         hints.append(f"are they of another family than {family.model_type!r}?")
     elif output in found and output not in wanted:
         hints.append(
@@ -124,6 +133,17 @@ def _hints(
             f"{list(found[embedding].shape)}"
         )
     return hints
+
+
+def _other_families(family: Family, config: DecoderConfig, found: Iterable[str]) -> str:
+    """Returns which families have tensors of all these names; none if this one has."""
+    names = {re.sub(r"(?<=\.)\d+(?=\.)", LAYER, name) for name in found}
+    fitting = [
+        name
+        for name in family_names()
+        if names <= {tensor.name for tensor in family_named(name).tensors(config)}
+    ]
+    return "" if family.model_type in fitting else " or ".join(map(repr, fitting))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,12 +1,16 @@
-"""What the files beside a ``tokenizer.json`` say, held to make sense."""
+"""What the files beside a ``tokenizer.json`` say, held to make sense; and writing."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
+from haiku_mqa._files import write_whole
 from haiku_mqa.errors import FormatError
 from haiku_mqa.pretrained._bounds import in_one_line
 from haiku_mqa.pretrained._tensor_files import read_json
@@ -62,6 +66,43 @@ def read_named(folder: Path) -> Named:
         end_tokens=_end_tokens(folder),
         chat_template=_template(config, path, folder / TEMPLATE),
     )
+
+
+def write_tokenizer(
+    folder: Path,
+    library: tokenizers.Tokenizer,
+    *,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    chat_template: str | None = None,
+    split_special_tokens: bool | None = None,
+) -> None:
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    Args:
+      folder: Which exists.
+      library: The tokenizer.
+      bos_token: What begins a sequence.
+      eos_token: What ends one.
+      chat_template: Jinja.
+      split_special_tokens: Whether text that spells a special token stays text;
+        ``None`` says nothing of it.
+
+    Raises:
+      OSError: They cannot be written.
+    """
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "chat_template": chat_template,
+        "clean_up_tokenization_spaces": False,  # else some versions change the text
+        "split_special_tokens": split_special_tokens,
+    }
+    told = {key: value for key, value in config.items() if value is not None}
+    write_whole(folder / TOKENIZER, library.to_str().encode())
+    text = json.dumps(told, indent=2)
+    write_whole(folder / TOKENIZER_CONFIG, f"{text}\n".encode())
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +11,8 @@ from typing import SupportsIndex
 
 import tokenizers
 
-from haiku_mqa._files import write_whole
 from haiku_mqa.pretrained import chat
-from haiku_mqa.pretrained._tokenizer_files import TOKENIZER, TOKENIZER_CONFIG
+from haiku_mqa.pretrained._tokenizer_files import write_tokenizer
 from haiku_mqa.pretrained.special_tokens import SpecialTokens
 
 # Unicode promises that these 32 are never text, so one can mark a place in text.
@@ -194,17 +192,13 @@ class ChatTokenizer(abc.ABC):
           OSError: They cannot be written.
         """
         ends = self.end_tokens
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self._text_of(self.bos_token) or None,
-            "eos_token": self._text_of(ends[0] if ends else None) or None,
-            "chat_template": self.chat_template,
-        }
-        text = json.dumps(
-            {key: value for key, value in config.items() if value is not None}, indent=2
+        write_tokenizer(
+            Path(folder),
+            self.to_library(),
+            bos_token=self._text_of(self.bos_token) or None,
+            eos_token=self._text_of(ends[0] if ends else None) or None,
+            chat_template=self.chat_template,
         )
-        write_whole(Path(folder) / TOKENIZER, self.to_library().to_str().encode())
-        write_whole(Path(folder) / TOKENIZER_CONFIG, f"{text}\n".encode())
 
     # --- Parts -----------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa._arguments import whole_number
+from haiku_mqa._files import as_path
 from haiku_mqa._keep import Keep, aligned_empty, on_device
 from haiku_mqa.config import DecoderConfig, DType
 from haiku_mqa.errors import FormatError
@@ -109,7 +110,7 @@ def config_from_folder(
       ...     config_from_folder(folder).num_kv_heads
       1
     """
-    return _read_config(Path(folder), dtype)[1]
+    return _read_config(as_path("folder", folder), dtype)[1]
 
 
 def from_pretrained(
@@ -156,7 +157,7 @@ def from_pretrained(
       >>> model.config.num_layers
       1
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     family, config = _read_config(folder, dtype)
     wanted = _first_layers(config, num_layers)
     stored = stored_tensors(folder)

@@ -178,8 +178,22 @@ class FolderTokenizer(ChatTokenizer):
         return index
 
     def _encode_text(self, text: str) -> list[int]:
-        ids = self._guarded.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._guarded.encode(text, add_special_tokens=False).ids
+        except Exception:  # which has no class of its own
+            raise ValueError(
+                f"text has {self._unknown_in(text)!r}, for which the vocabulary has no "
+                "token"
+            ) from None
         return [self._ids.get(index, index) for index in ids]
+
+    def _unknown_in(self, text: str) -> str:
+        for character in text:
+            try:
+                self._guarded.encode(character, add_special_tokens=False)
+            except Exception:
+                return character
+        return text
 
     def _encode_with_control(self, text: str, mark: str = "") -> list[int]:
         guard = self._guard

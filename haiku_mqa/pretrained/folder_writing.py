@@ -14,13 +14,14 @@ import jax
 import numpy as np
 import tokenizers
 
+from haiku_mqa import text
 from haiku_mqa._arguments import whole_number
-from haiku_mqa._files import write_whole
+from haiku_mqa._files import as_path, write_whole
 from haiku_mqa.checks import check_params
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Params, build
 from haiku_mqa.pretrained._tensor_files import INDEX, Outline, shards, write_tensors
-from haiku_mqa.pretrained._tokenizer_files import TOKENIZER
+from haiku_mqa.pretrained._tokenizer_files import TOKENIZER, write_tokenizer
 from haiku_mqa.pretrained.chat_tokenizer import ChatTokenizer
 from haiku_mqa.pretrained.families import Family, Tensor, family_named
 from haiku_mqa.pretrained.folder import CONFIG
@@ -36,7 +37,7 @@ def save_pretrained(
     family: str,
     tokenizer: Any = None,
     bos_token: int | None = None,
-    end_tokens: Sequence[int] = (),
+    end_tokens: Sequence[int] | None = None,
     max_shard_size: int = 5 * 10**9,
 ) -> None:
     """Writes a folder that transformers loads.
@@ -50,16 +51,17 @@ def save_pretrained(
       config: Of the decoder.
       params: As ``init`` makes them; written in the dtype they lie in.
       family: The ``model_type`` that others shall know it by.
-      tokenizer: One that came with a model, whose ``tokenizer_config.json`` is
-        written too; a ``tokenizers.Tokenizer``; or the path of a ``tokenizer.json``.
-      bos_token: The id that begins a text, if one does.
-      end_tokens: The ids that end one.
+      tokenizer: One of ``haiku_mqa.text`` or one that came with a model, whose
+        ``tokenizer_config.json`` is written too; a ``tokenizers.Tokenizer``; or the
+        path of a ``tokenizer.json``.
+      bos_token: The id that begins a text; the tokenizer's own if ``None``.
+      end_tokens: The ids that end one; the tokenizer's own if ``None``.
       max_shard_size: Bytes above which the weights are cut into several files.
 
     Raises:
-      ValueError: There is no such family, it has no decoder of this config (the
-        fields are named), the parameters are not the config's, or ``tokenizer`` is
-        something else.
+      ValueError: An argument stands in another's place; there is no such family, it
+        has no decoder of this config (the fields are named), the parameters are not
+        the config's, or ``tokenizer`` is something else.
       FileExistsError: The folder is there, and not empty.
       OSError: It cannot be written.
 
@@ -73,18 +75,23 @@ def save_pretrained(
       ...     sorted(os.listdir(folder))
       ['config.json', 'generation_config.json', 'model.safetensors']
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     whole_number("max_shard_size", max_shard_size)
+    model = build(config)
     chosen = family_named(family)
     keys = chosen.keys_of(config)
-    check_params(params, build(config).param_shapes)
+    check_params(params, model.param_shapes)
     _check_unquantized(params)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} must not be there, or be an empty folder")
     # Said even where there is none: a family's own ids would be taken instead.
+    if bos_token is None:
+        bos_token = getattr(tokenizer, "bos_token", None)
+    own: Sequence[int] = getattr(tokenizer, "end_tokens", ())
+    ends = own if end_tokens is None else end_tokens
     ids = {
         "bos_token_id": _token(config, "bos_token", bos_token),
-        "eos_token_id": [_token(config, "end_tokens", i) for i in end_tokens] or None,
+        "eos_token_id": [_token(config, "end_tokens", i) for i in ends] or None,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.part")
@@ -164,16 +171,31 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     if isinstance(tokenizer, ChatTokenizer):
         tokenizer.save(folder)
         return
+    if isinstance(tokenizer, text.Tokenizer):
+        _write_own(folder, tokenizer)
+        return
     if isinstance(tokenizer, tokenizers.Tokenizer):
-        text = tokenizer.to_str().encode()
+        data = tokenizer.to_str().encode()
     elif isinstance(tokenizer, str | os.PathLike):
-        text = Path(tokenizer).read_bytes()
+        data = Path(tokenizer).read_bytes()
     else:
         raise ValueError(
-            "tokenizer must be one that came with a model, a tokenizers.Tokenizer or "
-            f"the path of a tokenizer.json, got {type(tokenizer).__name__}"
+            "tokenizer must be one of haiku_mqa.text, one that came with a model, a "
+            "tokenizers.Tokenizer or the path of a tokenizer.json, got "
+            f"{type(tokenizer).__name__}"
         )
-    write_whole(folder / TOKENIZER, text)
+    write_whole(folder / TOKENIZER, data)
+
+
+def _write_own(folder: Path, tokenizer: text.Tokenizer) -> None:
+    library, ends = tokenizer.to_library(), tokenizer.end_tokens
+    if not ends:
+        write_tokenizer(folder, library)
+        return
+    # A special token, for others to leave out of what they decode; but none that they
+    # find spelled in a text.
+    end = library.id_to_token(ends[0])
+    write_tokenizer(folder, library, eos_token=end, split_special_tokens=True)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

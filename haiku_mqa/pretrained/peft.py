@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haiku_mqa._arguments import is_number
-from haiku_mqa._files import write_whole
+from haiku_mqa._files import as_path, write_whole
 from haiku_mqa.checks import check_params
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import FormatError
@@ -81,7 +81,7 @@ def save_adapters(
       True
     """
     check_params(params, model.param_shapes)
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     arrays: dict[str, np.ndarray] = {}
     names = _names(family, model.config, model.lora.targets)
     for path, name in names.items():
@@ -126,7 +126,7 @@ def load_adapters(
         shape; or one holds a number that is not finite.
       OSError: A file is not there, or cannot be read.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     rank, alpha = _sizes(folder / CONFIG)
     stored = tensors_in(folder / WEIGHTS)
     everywhere = (*ATTENTION, *FEED_FORWARD)

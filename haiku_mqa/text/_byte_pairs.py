@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 Pair = tuple[str, str]
 
@@ -74,17 +74,31 @@ def pieces(tokens: Iterable[str]) -> list[bytes]:
     return [bytes(map(_LETTERS.__getitem__, token)) for token in tokens]
 
 
-def encoder(tokens: Sequence[str], merges: Sequence[Pair]) -> tokenizers.Tokenizer:
-    """Returns what splits text into tokens.
+def library(tokens: Sequence[str], merges: Sequence[Pair]) -> tokenizers.Tokenizer:
+    """Returns the library's tokenizer of some tokens.
 
     Args:
-      tokens: By id.
+      tokens: By id; one that is no letter and that no pair makes, no text becomes.
       merges: Pairs, first ones first.
 
     Returns:
-      The library's tokenizer.
+      What splits text into tokens, and puts them together.
     """
     vocab = {token: i for i, token in enumerate(tokens)}
     bpe = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     return bpe
+
+
+def unused(tokens: Iterable[str], name: str) -> str:
+    """Returns a name that no token has, the name itself if none has it.
+
+    Args:
+      tokens: That there are.
+      name: Of letters that can be seen.
+    """
+    taken = set(tokens)
+    while name in taken:
+        name = f"<{name}>"
+    return name

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Protocol, SupportsIndex
 
 import numpy as np
+import tokenizers
 
 from haiku_mqa._arguments import whole_number
 from haiku_mqa._files import write_whole
@@ -91,6 +92,14 @@ class Tokenizer(abc.ABC):
 
         Raises:
           ValueError: An id is no token's.
+        """
+
+    @abc.abstractmethod
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it, with the same ids.
+
+        What ends a text is a token there that no text spells. A character that is
+        unknown is refused there too.
         """
 
     @abc.abstractmethod

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, SupportsIndex, get_args
 
 import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from haiku_mqa._arguments import whole_number
 from haiku_mqa.errors import FormatError, unknown_name
@@ -21,6 +23,9 @@ from haiku_mqa.text.tokenizer import (
     texts,
     utf8,
 )
+
+_ANY_CHARACTER = tokenizers.Regex(r"[\s\S]")
+_END = "<|endoftext|>"  # as GPT-2 spells it
 
 
 class ByteTokenizer(Tokenizer):
@@ -45,6 +50,10 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Returns the text of bytes; U+FFFD for what is no UTF-8."""
         return bytes(self._indices(ids)).decode(errors="replace")
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it: byte pairs without pairs."""
+        return _byte_pairs.library(_byte_pairs.vocabulary(()), ())
 
     def _fields(self) -> dict[str, Any]:
         return {}
@@ -120,6 +129,15 @@ the 4 characters of the text that it was made from
         """Returns the text of tokens."""
         return "".join(chr(self._codes[i]) for i in self._indices(ids))
 
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it: words of one character."""
+        vocab = {character: i for i, character in enumerate(self.characters)}
+        # A word that is not there is an error where no token stands for it.
+        library = tokenizers.Tokenizer(models.WordLevel(vocab=vocab))
+        library.pre_tokenizer = pre_tokenizers.Split(_ANY_CHARACTER, "isolated")
+        library.decoder = decoders.Fuse()
+        return library
+
     def _fields(self) -> dict[str, Any]:
         return {"characters": self.characters}
 
@@ -154,7 +172,7 @@ class BytePairTokenizer(Tokenizer):
         self._merges = tuple((left, right) for left, right in merges)
         self._tokens = _byte_pairs.vocabulary(self._merges)
         self._pieces = _byte_pairs.pieces(self._tokens)
-        self._bpe = _byte_pairs.encoder(self._tokens, self._merges)
+        self._bpe = _byte_pairs.library(self._tokens, self._merges)
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int) -> BytePairTokenizer:
@@ -205,6 +223,11 @@ class BytePairTokenizer(Tokenizer):
         pieces = [*self._pieces, b""]
         data = b"".join(pieces[i] for i in self._indices(ids))
         return data.decode(errors="replace")
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        """Returns it as the ``tokenizers`` library has it."""
+        end = _byte_pairs.unused(self._tokens, _END)
+        return _byte_pairs.library([*self._tokens, end], self._merges)
 
     def _fields(self) -> dict[str, Any]:
         return {"merges": [list(pair) for pair in self._merges]}

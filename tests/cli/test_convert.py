@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import haiku_mqa as hm
-from tests.folders import write_model_folder
+from haiku_mqa.text import train_tokenizer
+from tests.folders import CORPUS, write_model_folder
 from tests.models import drawn_params
 from tests.pretrained.hf_tokenizers import write_tokenizer
 from tests.tiny_gguf import write_tiny_gguf
@@ -64,11 +66,10 @@ def test_folder_keeps_its_family_and_tokenizer(run, tmp_path, out):
     assert ours.end_tokens == theirs.end_tokens
 
 
-def test_folder_of_a_run_goes_without_its_tokenizer(run, tmp_path, out):
+def test_folder_of_a_run_goes_without_what_only_training_asks_for(run, tmp_path, out):
     source = write_model_folder(tmp_path / "run", residual_dropout=0.1)
     done = run("convert", source, out, "--dtype", "bfloat16")
     assert done.code == 0
-    assert "no tokenizer was written" in done.err
     assert "left out, since only training asks for it: residual_dropout = 0.1" in (
         done.err
     )
@@ -76,8 +77,72 @@ def test_folder_of_a_run_goes_without_its_tokenizer(run, tmp_path, out):
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
     assert hm.pretrained.stored_dtypes(out) == ("bfloat16",)
+
+
+KINDS = ("characters", "bytes", "bpe")
+
+
+def of_a_run(kind, run, tmp_path, out):
+    """Converts a run; returns its tokenizer, and a text with what only some can say."""
+    tokenizer = train_tokenizer(kind, [CORPUS], 270 if kind == "bpe" else None)
+    source = write_model_folder(tmp_path / "run", tokenizer=tokenizer)
+    assert run("convert", source, out).code == 0
+    spelled = "" if kind == "characters" else "<|endoftext|> naïve 🙂 ."
+    return tokenizer, CORPUS + spelled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folder_of_a_run_keeps_its_tokenizer(kind, run, tmp_path, out):
+    ours, text = of_a_run(kind, run, tmp_path, out)
+    theirs = hm.load_pretrained(out).tokenizer
+    ids = ours.encode(text)
+    assert theirs.encode(text) == ids
+    assert theirs.decode([*ids, *ours.end_tokens]) == text
+    assert (theirs.end_tokens, theirs.vocab_size) == (ours.end_tokens, ours.vocab_size)
+
+
+def test_character_that_a_run_did_not_know_is_named(run, tmp_path, out):
+    of_a_run("characters", run, tmp_path, out)
+    done = run("generate", "--model", out, "to be!")
+    assert done.code == 2
+    assert "text has '!', for which the vocabulary has no token" in done.error
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_reads_the_tokenizer_of_a_run(kind, run, tmp_path, out):
+    from transformers import AutoTokenizer
+
+    ours, text = of_a_run(kind, run, tmp_path, out)
+    theirs = AutoTokenizer.from_pretrained(out)
+    ids = ours.encode(text)
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.decode(ids) == text
+    assert theirs.decode([*ids, *ours.end_tokens], skip_special_tokens=True) == text
+    assert theirs.eos_token_id == next(iter(ours.end_tokens), None)
+
+
+class Words:
+    """A plugin's own tokenizer."""
+
+    def encode(self, text):
+        return [len(word) for word in text.split()]
+
+    def decode(self, ids):
+        return " ".join("-" * i for i in ids)
+
+
+def test_tokenizer_that_others_cannot_read_is_told_of(run, gguf, out, monkeypatch):
+    loaded = dataclasses.replace(hm.load_pretrained(gguf), tokenizer=Words())
+    monkeypatch.setattr("haiku_mqa.cli.convert.load_model", lambda *_, **__: loaded)
+    done = run("convert", gguf, out)
+    assert done.code == 0
+    assert "no tokenizer was written: a Words has no form that others read" in done.err
+    assert not (out / "tokenizer.json").exists()
 
 
 def test_family_that_cannot_hold_it_is_refused_by_field(run, gguf, out):

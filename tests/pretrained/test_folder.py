@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -192,6 +193,25 @@ def test_tensors_of_another_family_have_a_hint(folder):
         hm.from_pretrained(folder)
 
 
+def test_tensors_that_one_other_family_has_are_said_to_be_its(folder):
+    norm = np.ones(32, np.float32)
+    _change_tensors(folder, **{f"{LAYER}.pre_feedforward_layernorm.weight": norm})
+    with pytest.raises(
+        hm.FormatError, match="of the family 'gemma2' or 'gemma3_text' and not 'llama'"
+    ):
+        hm.from_pretrained(folder)
+
+
+def test_tensors_that_their_makers_named_have_a_hint_of_their_rotary_pairs(folder):
+    save_file(
+        {"layers.0.attention.wq.weight": np.ones((32, 32), np.float32)},
+        folder / "model.safetensors",
+    )
+    _change_config(folder, num_hidden_layers=1)
+    with pytest.raises(hm.FormatError, match="whose rotary pairs are neighbours"):
+        hm.from_pretrained(folder)
+
+
 def test_vocabulary_of_another_size_has_a_hint(folder):
     _change_config(folder, vocab_size=30)
     with pytest.raises(hm.FormatError, match=r"vocab_size is 30, .* is \[29, 32\]"):
@@ -295,6 +315,24 @@ def test_nothing_is_left_of_what_cannot_be_written(tmp_path, params, options, me
             tmp_path / "model", CONFIG, params, **{"family": "llama", **options}
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_ids_are_those_of_the_tokenizer_where_none_are_given(tmp_path, params):
+    tokenizer = hm.text.BytePairTokenizer([])
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
+    params = drawn_params(hm.build(config))
+    hm.save_pretrained(
+        tmp_path / "a", config, params, family="llama", tokenizer=tokenizer
+    )
+    about = json.loads((tmp_path / "a/generation_config.json").read_bytes())
+    assert about["eos_token_id"] == [256]
+
+
+def test_arguments_that_stand_in_another_s_place_are_named(tmp_path, params):
+    with pytest.raises(ValueError, match="folder must be a path, got DecoderConfig"):
+        hm.save_pretrained(CONFIG, params, tmp_path, family="llama")
+    with pytest.raises(ValueError, match="config must be a DecoderConfig, got dict"):
+        hm.save_pretrained(tmp_path / "model", params, CONFIG, family="llama")
 
 
 def test_folder_that_is_not_empty_is_left_as_it_is(folder, params):

@@ -64,6 +64,39 @@ def test_ids_are_below_the_size_of_the_vocabulary(kind):
     assert max(tokenizer.encode(TEXT)) < tokenizer.vocab_size
 
 
+# --- As others have it ----------------------------------------------------------------
+
+LIBRARY = {kind: tokenizer.to_library() for kind, tokenizer in EXAMPLES.items()}
+spelled = st.lists(any_text | st.just("<|endoftext|>")).map("".join)
+
+
+@every_kind
+@given(data=st.data())
+def test_library_makes_the_same_tokens_and_the_same_text(kind, data):
+    known = st.text(st.sampled_from(TEXT))
+    text = data.draw(known if kind == "characters" else spelled)
+    ids = EXAMPLES[kind].encode(text)
+    assert LIBRARY[kind].encode(text).ids == ids
+    assert LIBRARY[kind].decode(ids) == text
+
+
+@every_kind
+def test_library_has_as_many_tokens(kind):
+    assert LIBRARY[kind].get_vocab_size() == EXAMPLES[kind].vocab_size
+
+
+def test_library_refuses_an_unknown_character_too():
+    with pytest.raises(Exception, match="Missing"):
+        LIBRARY["characters"].encode("To be!")
+
+
+def test_what_ends_a_text_has_a_name_of_its_own_in_the_library():
+    name = "<|endoftext|>"
+    pairs = [(name[:i], name[i]) for i in range(1, len(name))]
+    tokenizer = BytePairTokenizer(pairs)
+    assert tokenizer.to_library().id_to_token(*tokenizer.end_tokens) == f"<{name}>"
+
+
 # --- What is refused ------------------------------------------------------------------
 
 
