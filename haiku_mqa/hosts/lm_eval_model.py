@@ -26,7 +26,7 @@ _NEW_TOKENS = 256
 _KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
 
 
-@register_model("haiku-mqa")
+@register_model("haiku-mqa", "haiku_mqa")
 class HaikuLM(TemplateLM):
     """A model of this package that the harness measures.
 

@@ -11,8 +11,17 @@ import pytest
 from click.testing import CliRunner
 from llm.cli import cli
 
-from haiku_mqa import Sampling, generate, load_pretrained
+from haiku_mqa import (
+    DecoderConfig,
+    Sampling,
+    build,
+    generate,
+    load_pretrained,
+    save_pretrained,
+)
 from haiku_mqa.hosts import llm_plugin
+from tests.models import drawn_params
+from tests.pretrained.hf_tokenizers import write_tokenizer
 from tests.tiny_gguf import write_tiny_gguf
 
 
@@ -90,6 +99,19 @@ def test_an_answer_is_what_the_library_generates_and_is_logged_with_its_cost(
     (logged,) = json.loads(_run("logs", "--json").output)
     assert logged["response"] == text
     assert (logged["input_tokens"], logged["output_tokens"]) == (read, 9)
+
+
+def test_a_hugging_face_folder_of_the_user_s_answers_too(folder, tmp_path):
+    config = DecoderConfig(
+        vocab_size=264, num_layers=1, num_heads=2, d_model=16, d_ff=16, max_length=64
+    )
+    mine = tmp_path / "mine"
+    save_pretrained(mine, config, drawn_params(build(config)), family="llama")
+    write_tokenizer(mine)
+    (folder / llm_plugin.FOLDERS).write_text(json.dumps({"mine": str(mine)}))
+    ran = _run("-m", "haiku-mqa/mine", "the", "-o", "max_tokens", "5")
+    text, _ = _said(mine, [_message("user", "the")], 5)
+    assert (ran.exit_code, ran.output) == (0, f"{text}\n")
 
 
 def test_a_stream_and_a_whole_answer_are_the_same_and_options_reach_it(folder, tiny):

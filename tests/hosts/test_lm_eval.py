@@ -165,6 +165,14 @@ def test_the_harness_finds_the_model_where_it_looks():
     assert entry.load().__name__ == "HaikuLM"
 
 
+def test_the_harness_knows_the_model_by_both_spellings():
+    from lm_eval.api.registry import get_model
+
+    from haiku_mqa.hosts.lm_eval_model import HaikuLM
+
+    assert get_model("haiku-mqa") is get_model("haiku_mqa") is HaikuLM
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
