@@ -116,6 +116,7 @@ def check_sharding(
     model: ShardedModel,
     *,
     params: Params | None = None,
+    laws: Sequence[str] | None = None,
     examples: int = 5,
     seed: int = 0,
     on_law: Callable[[LawResult], None] | None = None,
@@ -125,6 +126,7 @@ def check_sharding(
     Args:
       model: As ``sharding.shard`` makes it, with rules of one's own or without.
       params: Parameters to test with; freshly drawn and disturbed if ``None``.
+      laws: The names of those that it is held to; all if ``None``.
       examples: How many cases of each law at most.
       seed: Other seeds draw other cases.
       on_law: Called with each result as it is known.
@@ -133,7 +135,7 @@ def check_sharding(
       The report.
 
     Raises:
-      ValueError: The model is not sharded.
+      ValueError: The model is not sharded, or there is no law of a name.
 
     Example:
       >>> from haiku_mqa import DecoderConfig, build
@@ -145,7 +147,7 @@ def check_sharding(
     """
     sizes = dict(model.layout.mesh.shape) if isinstance(model, ShardedModel) else {}
     return try_laws(
-        SHARDING_LAWS,
+        named_laws(SHARDING_LAWS, laws),
         ShardedSubject(model, params),
         ",".join(f"{axis}={size}" for axis, size in sizes.items()),
         examples=examples,
