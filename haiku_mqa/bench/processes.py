@@ -62,13 +62,16 @@ class Answering:
       greeting: What it says first, once it is ready.
     """
 
-    def __init__(self, python: str, script: Path, words: Sequence[str]):
+    def __init__(
+        self, python: str, script: Path, words: Sequence[str], *, isolated: bool = True
+    ):
         """Starts it, and waits until it is ready.
 
         Args:
           python: What runs it; it may be another Python than this one.
           script: The script.
           words: That it is given.
+          isolated: Whether it sees libraries alone; else what this process sees, too.
 
         Raises:
           OSError: It could not be started.
@@ -76,9 +79,9 @@ class Answering:
         """
         with contextlib.ExitStack() as stack:
             self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            # Isolated, or this folder's files would stand before those of libraries.
+            # In no way may this folder's files stand before those of libraries.
             self._process = subprocess.Popen(
-                [python, "-I", str(script), *words],
+                [python, "-I" if isolated else "-P", str(script), *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

@@ -79,6 +79,23 @@ def size(count: float) -> str:
     return f"{count / 1000:.1f} TB"
 
 
+def seconds(count: float) -> str:
+    """Returns a time in the unit that suits it.
+
+    Args:
+      count: Seconds.
+
+    Example:
+      >>> seconds(12.5), seconds(0.0125), seconds(0.0000125)
+      ('12.50 s', '12.5 ms', '12 µs')
+    """
+    if count >= 1:
+        return f"{count:.2f} s"
+    if count >= 1e-3:
+        return f"{count * 1e3:.1f} ms"
+    return f"{count * 1e6:.0f} µs"
+
+
 def quoted(text: str, longest: int = 40) -> str:
     r"""Returns a text in quotes and on one line, cut where it is long.
 

@@ -14,7 +14,9 @@ from haiku_mqa.cli import (
     bench_engine,
     bench_memory,
     bench_nanogpt,
+    bench_plan,
     bench_prefill,
+    bench_scaling,
     bench_shazeer,
     bench_speculative,
     bench_startup,
@@ -56,7 +58,9 @@ def add_parser(verbs: Any) -> None:
     bench_memory.add_parser(own)
     bench_speculative.BENCH.add_parser(own)
     bench_accelerator.BENCH.add_parser(own)
+    bench_plan.BENCH.add_parser(own)
     bench_train.BENCH.add_parser(own)
+    bench_scaling.BENCH.add_parser(own)
     bench_nanogpt.BENCH.add_parser(own)
     bench_shazeer.BENCH.add_parser(own)
     bench_ainslie.BENCH.add_parser(own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import math
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haiku_mqa._compiling import prepare_jax
-from haiku_mqa.cli import _options
+from haiku_mqa.cli import _options, _plan_devices
+from haiku_mqa.cli._devices import have_devices
 from haiku_mqa.cli._files import check_writable, replacing
 from haiku_mqa.cli._models import check_name, fetched
-from haiku_mqa.cli._screen import say, size, table
+from haiku_mqa.cli._screen import say, seconds, size, table
 from haiku_mqa.config import DecoderConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ is needed in between, and what devices send each other, is read out of programs 
 are compiled for so many devices, and never run. Time is that of the slowest of
 computing, memory and network at the maker's figures, with the others hidden behind it:
 a bound that no program passes.
+
+With --plot it tells, and draws, the time and the cost of a step on 1, 2, 4 ... devices,
+each number of them as the fastest mesh that fits into memory, for one stage. Only some
+meshes are looked at: rows over data or fsdp, the rest over tensor; and at most four of
+a number are compiled for, the most promising by what is known without. It takes
+minutes.
 """
 
 _EPILOG = """\
@@ -37,6 +43,7 @@ examples:
   haiku-mqa plan --model palm-540b --mesh tensor=64 --device tpu-v4 --stages decode \\
     --batch 128 --context 2048
   haiku-mqa plan --model runs/first --mesh data=2 --batch 64 --json plan.json
+  haiku-mqa plan --model llama-3-8b --batch 64 --plot devices.png --price 2.5
 
 presets:
   {presets}
@@ -68,9 +75,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
-        default="data=1",
         help="sizes of data, fsdp and tensor, such as data=16,tensor=8 (default: one "
-        "device)",
+        "device; --plot chooses)",
     )
     parser.add_argument(
         "--device",
@@ -83,7 +89,7 @@ def add_parser(verbs: Any) -> None:
         "--batch",
         type=_options.whole(1),
         metavar="N",
-        help="rows on all devices together (default: one on each)",
+        help="rows on all devices together (default: one on each; 64 with --plot)",
     )
     parser.add_argument(
         "--context",
@@ -96,8 +102,8 @@ def add_parser(verbs: Any) -> None:
         nargs="+",
         choices=_STAGES,
         metavar="STAGE",
-        default=list(_STAGES),
-        help="train, prefill, decode: what to plan for (default: all)",
+        help="train, prefill, decode: what to plan for (default: all; train with "
+        "--plot, which takes one)",
     )
     parser.add_argument(
         "--cache-split",
@@ -107,6 +113,7 @@ def add_parser(verbs: Any) -> None:
         help="heads, rows or auto: what of a cache goes over tensor (default: auto)",
     )
     parser.add_argument("--json", metavar="FILE", help="write every figure to a file")
+    _plan_devices.add_options(parser, _MOST_DEVICES)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -119,38 +126,50 @@ def run(args: argparse.Namespace) -> int:
       0.
 
     Raises:
-      ValueError: There is no such model, or the mesh does not divide it.
-      OSError: The file cannot be written.
+      ValueError: There is no such model, the mesh does not divide it, or options do
+        not go together.
+      OSError: A file cannot be written.
     """
+    if args.json is not None:
+        check_writable(Path(args.json))
+    if args.plot is not None:
+        _plan_devices.check(args)
+        told = _over_devices(args)
+    else:
+        told = _of_one_mesh(args)
+    if args.json is not None:
+        with replacing(Path(args.json)) as file:
+            file.write_text(json.dumps(told, indent=2) + "\n")
+    return 0
+
+
+def _of_one_mesh(args: argparse.Namespace) -> dict[str, Any]:
+    """Prints the plan of a mesh, and returns its figures."""
     from haiku_mqa.sharding import mesh_sizes
 
+    args.mesh = args.mesh or "data=1"
+    args.stages = args.stages or list(_STAGES)
     devices = math.prod(mesh_sizes(args.mesh).values())
     if devices > _MOST_DEVICES:
         raise ValueError(
             f"--mesh must be of at most {_MOST_DEVICES} devices, got {devices}"
         )
-    if args.json is not None:
-        check_writable(Path(args.json))
     prepare_jax()
-    _have_devices(devices)
+    have_devices(devices)
     plan = _plan(args, _config(args.model), devices)
     print(_text(args, plan))
-    if args.json is not None:
-        with replacing(Path(args.json)) as file:
-            file.write_text(json.dumps(plan.to_dict(), indent=2) + "\n")
-    return 0
+    return plan.to_dict()
 
 
-def _have_devices(count: int) -> None:
-    """Has JAX make so many devices to compile for, none of which computes."""
-    import jax
+def _over_devices(args: argparse.Namespace) -> dict[str, Any]:
+    """Prints and draws the best mesh of each number of devices, and returns it all."""
+    from haiku_mqa.planning import DEVICES
 
-    with contextlib.suppress(RuntimeError):  # it has made some already
-        jax.config.update("jax_platforms", "cpu")
-        # JAX makes its options' attributes as it is imported: no checker knows them.
-        made = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-        more = max(count, made)
-        jax.config.update("jax_num_cpu_devices", more)
+    prepare_jax()
+    have_devices(args.most_devices)
+    config = _config(args.model)
+    context = args.context or _context(config)
+    return _plan_devices.run(args, config, DEVICES[args.device], context)
 
 
 def _config(source: str) -> DecoderConfig:
@@ -176,10 +195,14 @@ def _plan(args: argparse.Namespace, config: DecoderConfig, devices: int) -> Plan
         args.mesh,
         DEVICES[args.device],
         batch=args.batch or devices,
-        context=args.context or min(config.max_length, 2048),
+        context=args.context or _context(config),
         stages=tuple(args.stages),
         cache_split=args.cache_split,
     )
+
+
+def _context(config: DecoderConfig) -> int:
+    return min(config.max_length, 2048)
 
 
 def _text(args: argparse.Namespace, plan: Plan) -> str:
@@ -208,17 +231,9 @@ def _text(args: argparse.Namespace, plan: Plan) -> str:
 
 def _row(plan: Plan, stage: Stage) -> tuple[str, ...]:
     times = (
-        f"{_seconds(getattr(stage, name))}{'*' if stage.binds == name else ' '}"
+        f"{seconds(getattr(stage, name))}{'*' if stage.binds == name else ' '}"
         for name in ("compute", "memory", "network")
     )
     fits = "yes" if plan.fits(stage) else "no"
     speed = f"{stage.tokens_per_second:,.0f}"
     return (stage.name, size(stage.held), fits, size(stage.sent), *times, speed)
-
-
-def _seconds(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    if seconds >= 1e-3:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds * 1e6:.0f} µs"

@@ -6,6 +6,7 @@ devices as there shall be, and never run. Time is what the slowest of computing,
 and network needs (Williams et al. 2009, *Roofline*).
 """
 
+from haiku_mqa.planning.best import best_plan
 from haiku_mqa.planning.collectives import Traffic, traffic_of
 from haiku_mqa.planning.compiled import Work, compiled_work
 from haiku_mqa.planning.devices import DEVICES, Device
@@ -22,6 +23,7 @@ __all__ = [
     "Stage",
     "Traffic",
     "Work",
+    "best_plan",
     "compiled_work",
     "held",
     "largest_batch",

@@ -37,16 +37,23 @@ class Work:
     Attributes:
       arguments: Bytes that it is given.
       temporaries: Bytes that it needs beside them, at most.
+      results: Bytes of what it returns in no argument's place.
       traffic: What it sends to the others.
 
     Example:
-      >>> Work(arguments=8, temporaries=4, traffic=Traffic({})).traffic.total
-      0
+      >>> Work(arguments=8, temporaries=4, results=2, traffic=Traffic({})).held
+      14
     """
 
     arguments: float
     temporaries: float
+    results: float
     traffic: Traffic
+
+    @property
+    def held(self) -> float:
+        """Bytes of all of them."""
+        return self.arguments + self.temporaries + self.results
 
 
 def compiled_work(
@@ -117,6 +124,7 @@ def _continued(works: list[Work], num_layers: int) -> Work:
     return Work(
         line(first.arguments, last.arguments),
         line(first.temporaries, last.temporaries),
+        line(first.results, last.results),
         Traffic(sent),
     )
 
@@ -128,14 +136,35 @@ def _of_layers(
     context: int,
     optimizer: OptimizerConfig,
 ) -> Work:
-    lower = {"train": _train, "prefill": _prefill, "decode": _decode}[stage]
-    compiled = lower(model, batch, context, optimizer).compile()
+    compiled = lowered(model, stage, batch, context, optimizer).compile()
     memory = compiled.memory_analysis()
     return Work(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
+        # A donated argument's place is taken by a result, and counts once.
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,
         traffic_of(compiled.as_text()),
     )
+
+
+def lowered(
+    model: ShardedModel,
+    stage: StageName,
+    batch: int,
+    context: int,
+    optimizer: OptimizerConfig,
+) -> Any:
+    """Returns a stage's program, to be compiled: the one that is run, with all layers.
+
+    Args:
+      model: Over its mesh.
+      stage: Which.
+      batch: B, rows.
+      context: T or S, tokens.
+      optimizer: Of training.
+    """
+    lower = {"train": _train, "prefill": _prefill, "decode": _decode}[stage]
+    return lower(model, batch, context, optimizer)
 
 
 def _train(

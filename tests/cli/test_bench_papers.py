@@ -7,7 +7,14 @@ import json
 
 import pytest
 
-from haiku_mqa.bench import ainslie, nanogpt, shazeer, training_speed
+from haiku_mqa.bench import (
+    ainslie,
+    nanogpt,
+    plans,
+    scaling,
+    shazeer,
+    training_speed,
+)
 from haiku_mqa.bench.findings import Findings
 from tests.bench.tiny import CORPUS, SCALE, decode_with
 
@@ -98,3 +105,15 @@ def test_options_of_nanogpt_arrive(run, monkeypatch):
     assert run("bench", "nanogpt", *words).code == 0
     assert (seen["seeds"], seen["steps"]) == (2, 7)
     assert (str(seen["nanogpt"]), seen["nanogpt_python"]) == ("f", "p")
+
+
+def test_options_of_plan_and_scaling_arrive(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(plans, "run_plans", _findings)
+    monkeypatch.setattr(scaling, "run_scaling", _findings)
+    file = tmp_path / "found.json"
+    assert run("bench", "plan", "--repeats", 2, "--json", file).code == 0
+    assert json.loads(file.read_text())["repeats"] == 2
+    words = ("--rows", 4, "--steps", 3, "--repeats", 2, "--json", file)
+    assert run("bench", "scaling", *words).code == 0
+    data = json.loads(file.read_text())
+    assert (data["rows"], data["steps"], data["repeats"]) == (4, 3, 2)

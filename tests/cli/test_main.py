@@ -85,6 +85,9 @@ def test_help_has_a_line_for_each_verb(run):
         ["bench", "batch"],
         ["bench", "context"],
         ["bench", "startup"],
+        ["bench", "plan"],
+        ["bench", "scaling"],
+        ["plan"],
     ],
     ids=" ".join,
 )

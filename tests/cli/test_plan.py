@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 
 def test_plan_of_a_model_of_the_zoo_is_told_and_written(run, tmp_path):
     file = tmp_path / "plan.json"
@@ -26,6 +28,36 @@ def test_mesh_of_too_many_devices_is_refused_before_anything(run):
     done = run("plan", "--mesh", "data=1024")
     assert done.code == 2
     assert done.error == "--mesh must be of at most 512 devices, got 1024"
+
+
+def test_time_and_cost_are_drawn_over_devices(run, tmp_path):
+    picture, file = tmp_path / "devices.png", tmp_path / "devices.json"
+    done = run(
+        *("plan", "--model", "mqa-decoder", "--stages", "decode", "--price", 3.6),
+        *("--batch", 2, "--context", 16, "--most-devices", 2),
+        *("--plot", picture, "--json", file),
+    )
+    assert done.code == 0, done.err
+    assert picture.stat().st_size > 10_000
+    data = json.loads(file.read_text())
+    assert [point["devices"] for point in data["points"]] == [1, 2]
+    for point in data["points"]:
+        seconds = point["devices"] * point["seconds"]
+        assert point["cost"] == pytest.approx(seconds * 1e-3 / 2 * 1e6)
+        assert f" {point['mesh']} " in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--mesh", "data=2"), "--plot chooses meshes itself: leave --mesh out"),
+        (("--stages", "train", "decode"), "--plot takes one of --stages"),
+    ],
+)
+def test_what_does_not_go_with_a_picture_is_refused(run, tmp_path, words, told):
+    done = run("plan", "--plot", tmp_path / "devices.png", *words)
+    assert done.code == 2
+    assert told in done.error
 
 
 def test_unknown_preset_is_refused_as_a_model_is(run):

@@ -1,0 +1,143 @@
+"""The best of the meshes that a number of devices can be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from haiku_mqa.config import DecoderConfig
+from haiku_mqa.planning.compiled import StageName
+from haiku_mqa.planning.devices import Device
+from haiku_mqa.planning.memory import Held, held
+from haiku_mqa.planning.plan import Plan, least_seconds, make_plan
+
+_MOST_COMPILED = 4  # meshes of one number of devices
+_MOST_TENSOR = {"train": 8, "prefill": 64, "decode": 64}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sketch:
+    """What is known of a mesh before anything is compiled for it."""
+
+    mesh: str
+    held: int
+    seconds: float
+
+
+def meshes_of(
+    config: DecoderConfig, num_devices: int, *, batch: int, stage: StageName
+) -> list[str]:
+    """Returns the meshes of so many devices that divide a decoder and its rows.
+
+    Only those that are worth a look: rows over one axis and the rest over ``tensor``,
+    by powers of two, of at most 8 devices where it trains. To generate, ``fsdp`` would
+    gather every matrix for each token.
+
+    Args:
+      config: Of the decoder.
+      num_devices: How many there are.
+      batch: B, rows.
+      stage: What is done.
+
+    Returns:
+      Sizes of axes.
+
+    Example:
+      >>> config = DecoderConfig(
+      ...     vocab_size=256, num_layers=2, num_heads=4, d_model=64, d_ff=256)
+      >>> meshes_of(config, 4, batch=2, stage="train")
+      ['data=2,tensor=2', 'fsdp=2,tensor=2', 'tensor=4']
+    """
+    found: dict[str, None] = {}
+    tensor = 1
+    while tensor <= min(num_devices, _MOST_TENSOR[stage]):
+        rows, rest = divmod(num_devices, tensor)
+        divided = not (
+            rest or batch % rows or config.num_heads % tensor or config.d_ff % tensor
+        )
+        for axis in ("data", "fsdp") if stage == "train" else ("data",):
+            if divided and (axis == "data" or config.d_model % rows == 0):
+                found[_written(axis, rows, tensor)] = None
+        tensor *= 2
+    return list(found)
+
+
+def _written(axis: str, rows: int, tensor: int) -> str:
+    parts = [f"{name}={n}" for name, n in ((axis, rows), ("tensor", tensor)) if n > 1]
+    return ",".join(parts) or "data=1"
+
+
+def best_plan(
+    config: DecoderConfig,
+    num_devices: int,
+    device: Device,
+    *,
+    batch: int,
+    context: int,
+    stage: StageName = "train",
+) -> Plan | None:
+    """Returns the plan of the fastest mesh of so many devices, of those that fit.
+
+    What computing and memory take is known from shapes, and rules most meshes out; at
+    most four, the most promising, are compiled for.
+
+    Args:
+      config: Of the decoder.
+      num_devices: How many there are.
+      device: What each is.
+      batch: B, rows on all devices together.
+      context: Tokens of each row.
+      stage: What is done.
+
+    Returns:
+      The plan; of the mesh that needs least, where none fits into memory; ``None``
+      where no mesh of so many devices divides the decoder and its rows.
+
+    Raises:
+      ValueError: There are fewer devices.
+
+    Example:
+      >>> from haiku_mqa.planning import DEVICES
+      >>> config = DecoderConfig(
+      ...     vocab_size=256, num_layers=2, num_heads=4, d_model=64, d_ff=256)
+      >>> best_plan(config, 1, DEVICES["h100"], batch=4, context=16).num_devices
+      1
+      >>> best_plan(config, 16, DEVICES["h100"], batch=1, context=16) is None
+      True
+    """
+    sizes = {"batch": batch, "context": context}
+    meshes = meshes_of(config, num_devices, batch=batch, stage=stage)
+    sketches = [_sketch(config, mesh, device, stage, **sizes) for mesh in meshes]
+    roomy = [each for each in sketches if each.held <= device.memory]
+    if not roomy:
+        roomy = sorted(sketches, key=lambda each: each.held)[:1]
+    best: Plan | None = None
+    for each in sorted(roomy, key=lambda each: each.seconds)[:_MOST_COMPILED]:
+        if best and _rank(best) <= (False, each.seconds):
+            break  # not even with a network that takes no time
+        plan = make_plan(config, each.mesh, device, stages=(stage,), **sizes)
+        best = min(best or plan, plan, key=_rank)
+    return best
+
+
+def _sketch(
+    config: DecoderConfig,
+    mesh: str,
+    device: Device,
+    stage: StageName,
+    *,
+    batch: int,
+    context: int,
+) -> _Sketch:
+    kept = held(config, mesh, batch=batch, context=context)
+    taken = least_seconds(stage, config, mesh, device, kept, batch, context)
+    return _Sketch(mesh, _least_held(kept, stage), max(taken))
+
+
+def _least_held(kept: Held, stage: StageName) -> int:
+    return kept.training if stage == "train" else kept.params + kept.cache
+
+
+def _rank(plan: Plan) -> tuple[bool, float]:
+    stage = plan.stages[0]
+    fits = plan.fits(stage)
+    return not fits, stage.seconds if fits else stage.held
