@@ -32,9 +32,8 @@ a bound that no program passes.
 
 With --plot it tells, and draws, the time and the cost of a step on 1, 2, 4 ... devices,
 each number of them as the fastest mesh that fits into memory, for one stage. Only some
-meshes are looked at: rows over data or fsdp, the rest over tensor; and at most four of
-a number are compiled for, the most promising by what is known without. It takes
-minutes.
+meshes are looked at: rows over data or fsdp, the rest over tensor; and at most two of a
+number are compiled for, the most promising by what is known without. It takes minutes.
 """
 
 _EPILOG = """\

@@ -10,7 +10,7 @@ from haiku_mqa.planning.devices import Device
 from haiku_mqa.planning.memory import Held, held
 from haiku_mqa.planning.plan import Plan, least_seconds, make_plan
 
-_MOST_COMPILED = 4  # meshes of one number of devices
+_MOST_COMPILED = 2  # meshes of one number of devices
 _MOST_TENSOR = {"train": 8, "prefill": 64, "decode": 64}
 
 
@@ -78,7 +78,7 @@ def best_plan(
     """Returns the plan of the fastest mesh of so many devices, of those that fit.
 
     What computing and memory take is known from shapes, and rules most meshes out; at
-    most four, the most promising, are compiled for.
+    most two, the most promising, are compiled for.
 
     Args:
       config: Of the decoder.

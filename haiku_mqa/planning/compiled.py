@@ -1,7 +1,8 @@
 """What programs need between their arguments and results, from compiling them.
 
-Layers are alike, so that programs of one layer and of two tell what each more costs: a
-decoder of a hundred layers is compiled in the time that three take.
+Layers are alike, so that programs of two layers and of three tell what each more costs:
+a decoder of a hundred layers is compiled in the time that five take. One layer would
+tell less: in its place, no other's room is free to be used again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from haiku_mqa.training import (
 )
 
 StageName = Literal["train", "prefill", "decode"]
+_FEW = 2  # layers of the smaller of two programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,24 +96,24 @@ def compiled_work(
     """
     if stage not in get_args(StageName):
         raise unknown_name("stage", str(stage), get_args(StageName))
-    few = min(2, config.num_layers)
-    works = [
-        _of_layers(
-            shard(build(config.first_layers(n)), mesh, cache_split=cache_split),
-            stage,
-            batch,
-            context,
-            optimizer or OptimizerConfig(),
-        )
-        for n in range(1, few + 1)
-    ]
-    return _continued(works, config.num_layers)
+
+    def of_first(num_layers: int) -> Work:
+        layers = build(config.first_layers(num_layers))
+        model = shard(layers, mesh, cache_split=cache_split)
+        return _of_model(model, stage, batch, context, optimizer or OptimizerConfig())
+
+    if config.num_layers <= _FEW + 1:
+        return of_first(config.num_layers)
+    more = config.num_layers - _FEW
+    return _continued(of_first(_FEW), of_first(_FEW + 1), more)
 
 
-def _continued(works: list[Work], num_layers: int) -> Work:
-    """Returns what many layers need, from what one and two do."""
-    first, last = works[0], works[-1]
-    more = num_layers - 1
+def _continued(first: Work, last: Work, more: int) -> Work:
+    """Returns what more layers need than the first program has, from one that has one.
+
+    All of it is a sum over layers. That the most that is held at a time is one, too,
+    is so where the same moment of the program needs most, whatever its length.
+    """
 
     def line(one: float, two: float) -> float:
         return one + more * (two - one)
@@ -129,7 +131,7 @@ def _continued(works: list[Work], num_layers: int) -> Work:
     )
 
 
-def _of_layers(
+def _of_model(
     model: ShardedModel,
     stage: StageName,
     batch: int,
