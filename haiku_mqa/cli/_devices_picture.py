@@ -55,106 +55,144 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
     """
     points, price = data["points"], data["price"]
     with rc_context({**LOOKS, "axes.grid.axis": "both"}):
-        figure = Figure(figsize=(12, 5.2), layout="constrained")
+        figure = Figure(figsize=(9, 7.5), layout="constrained")
         figure.suptitle(
             f"{data['model']} on {data['device']}: {_STEPS[data['stage']]}, "
             f"{data['batch']:,} rows of {data['context']:,} tokens"
         )
-        times, costs = figure.subplots(1, 2)
+        times, costs = figure.subplots(2, 1, sharex=True)
+        times.set_xscale("log", base=2)
         _line(times, points, "seconds")
+        _name_what_binds(times, points)
         _ideal(times, points)
-        times.set_ylabel("time of a step, seconds")
-        times.set_title("How long a step takes, at the least", fontsize=10)
+        times.set_ylabel("time of a step, seconds, at least")
         _line(costs, points, "cost")
-        costs.set_title("What it costs", fontsize=10)
+        _write(costs, points)
         costs.set_ylabel(
             "cost of a step, device-seconds"
             if price is None
-            else f"dollars a million tokens, at ${price:g} a device and hour"
+            else f"dollars a million tokens,\nat ${price:g} a device and hour"
         )
         for axes, key in ((times, "seconds"), (costs, "cost")):
-            _numbers(axes, points, key)
-            _end(axes, points)
+            _scale(axes, [each[key] for each in points])
+        _end(times, points, " pays up to {:,}")
+        _end(
+            costs,
+            points,
+            " more than {:,} cost a quarter\n more than the least, or more",
+        )
+        _name_meshes(costs, points)
         figure.savefig(path, dpi=150)
 
 
 def _line(axes: Axes, points: Sequence[Point], key: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    places = [each["devices"] for each in points]
-    axes.plot(places, [each[key] for each in points], color="0.75", lw=1.5, zorder=1)
+    fitting = [each for each in points if each["fits"]]
+    axes.plot(
+        [each["devices"] for each in fitting],
+        [each[key] for each in fitting],
+        color="0.75",
+        lw=1.5,
+        zorder=1,
+    )
     for each in points:
-        colour = COLOURS[_BOUND_BY[each["binds"]]]
+        colour = COLOURS[_BOUND_BY[each["binds"]]] if each["fits"] else GREY
         axes.plot(
             each["devices"],
             each[key],
             _MARKERS[each["binds"]],
             ms=8,
             mec=colour,
-            mew=1.8,
+            mew=1.6,
             color=colour if each["fits"] else "white",
         )
+
+
+def _name_what_binds(axes: Axes, points: Sequence[Point]) -> None:
     for own, words, colour in _labelled(points):
-        middle = own[len(own) // 2]
+        middle = own[(len(own) - 1) // 2]
+        place = points.index(middle)
+        side = {0: "left", len(points) - 1: "right"}.get(place, "center")
         axes.annotate(
             words,
-            (middle["devices"], middle[key]),
-            xytext=(0, 14),
+            (middle["devices"], middle["seconds"]),
+            xytext=(0, 10),
             textcoords="offset points",
-            ha="center",
+            ha=side,
             color=colour,
+            bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5},
         )
 
 
 def _labelled(points: Sequence[Point]) -> Iterator[tuple[list[Point], str, str]]:
     """Yields neighbours that are alike, what is written above them, and its colour."""
 
-    def kind(each: Point) -> tuple[str, bool]:
-        return each["binds"], each["fits"]
+    def kind(each: Point) -> tuple[str, str]:
+        if not each["fits"]:
+            return "does not fit", GREY
+        return f"{each['binds']} binds", COLOURS[_BOUND_BY[each["binds"]]]
 
-    for (binds, fits), own in itertools.groupby(points, kind):
-        words = f"{binds} binds" if fits else f"{binds} binds,\ndoes not fit"
-        yield list(own), words, COLOURS[_BOUND_BY[binds]]
+    for (words, colour), own in itertools.groupby(points, kind):
+        yield list(own), words, colour
+
+
+def _write(axes: Axes, points: Sequence[Point]) -> None:
+    """Writes the cost of what fits beside its mark."""
+    for each in points:
+        if each["fits"]:
+            axes.annotate(
+                f"{each['cost']:,.3g}",
+                (each["devices"], each["cost"]),
+                xytext=(0, 9),
+                textcoords="offset points",
+                ha="center",
+            )
 
 
 def _ideal(axes: Axes, points: Sequence[Point]) -> None:
-    first = next((each for each in points if each["fits"]), points[0])
-    places = [each["devices"] for each in points]
-    work = first["devices"] * first["seconds"]
+    fitting = [each for each in points if each["fits"]] or points
+    work = fitting[0]["devices"] * fitting[0]["seconds"]
+    places = [each["devices"] for each in fitting]
     axes.plot(
         places, [work / place for place in places], color=GREY, ls=":", lw=1.2, zorder=0
     )
     axes.annotate(
-        "twice the devices, half the time ",
+        "twice the devices, half the time",
         (places[-1], work / places[-1]),
+        xytext=(0, -4),
+        textcoords="offset points",
         ha="right",
         va="top",
         color=GREY,
     )
 
 
-def _numbers(axes: Axes, points: Sequence[Point], key: str) -> None:
-    """Names the devices and their mesh below, and writes numbers as people do."""
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    if max(values) > 12 * min(values):  # else the scale has hardly a power of ten
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.06, y=0.16)
+
+
+def _name_meshes(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_xticks(
         [each["devices"] for each in points],
-        [f"{each['devices']:,}\n" + _under(each["mesh"]) for each in points],
+        [
+            f"{each['devices']:,}\n"
+            + each["mesh"].replace(",", "\n").replace(" ", "\n")
+            for each in points
+        ],
+        fontsize=8,
     )
-    for label in axes.get_xticklabels():
-        label.set_fontsize(7.5)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    values = [each[key] for each in points]
-    if max(values) > 12 * min(values):
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.06, y=0.18)
     axes.set_xlabel("devices, and the best mesh of them")
 
 
 def _under(mesh: str) -> str:
-    return "\n".join(mesh.replace("one device", "").split(","))
+    return mesh.replace(",", "\n").replace(" ", "\n")
 
 
-def _end(axes: Axes, points: Sequence[Point]) -> None:
+def _end(axes: Axes, points: Sequence[Point], words: str) -> None:
     """Marks where more devices stop paying, if that is before the last."""
     most = pays_up_to(points)
     if most is None or most == points[-1]["devices"]:
@@ -162,8 +200,9 @@ def _end(axes: Axes, points: Sequence[Point]) -> None:
     at = most * 2**0.5  # between this number and the next
     axes.axvline(at, color="black", lw=1, ls="--", zorder=0)
     axes.annotate(
-        f" pays up to {most:,}",
+        words.format(most),
         (at, 1),
         xycoords=("data", "axes fraction"),
         va="top",
+        fontsize=8,
     )

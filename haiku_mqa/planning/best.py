@@ -9,6 +9,7 @@ from haiku_mqa.planning.compiled import StageName
 from haiku_mqa.planning.devices import Device
 from haiku_mqa.planning.memory import Held, held
 from haiku_mqa.planning.plan import Plan, least_seconds, make_plan
+from haiku_mqa.sharding import mesh_sizes
 
 _MOST_COMPILED = 2  # meshes of one number of devices
 _MOST_TENSOR = {"train": 8, "prefill": 64, "decode": 64}
@@ -16,11 +17,16 @@ _MOST_TENSOR = {"train": 8, "prefill": 64, "decode": 64}
 
 @dataclasses.dataclass(frozen=True)
 class _Sketch:
-    """What is known of a mesh before anything is compiled for it."""
+    """What is known, and guessed, of a mesh before anything is compiled for it."""
 
     mesh: str
     held: int
     seconds: float
+    network: float
+
+    @property
+    def promised(self) -> float:
+        return max(self.seconds, self.network)
 
 
 def meshes_of(
@@ -77,8 +83,8 @@ def best_plan(
 ) -> Plan | None:
     """Returns the plan of the fastest mesh of so many devices, of those that fit.
 
-    What computing and memory take is known from shapes, and rules most meshes out; at
-    most two, the most promising, are compiled for.
+    What computing and memory take is known from shapes, and the network's part is
+    guessed from them; at most two meshes, the most promising, are compiled for.
 
     Args:
       config: Of the decoder.
@@ -111,9 +117,9 @@ def best_plan(
     if not roomy:
         roomy = sorted(sketches, key=lambda each: each.held)[:1]
     best: Plan | None = None
-    for each in sorted(roomy, key=lambda each: each.seconds)[:_MOST_COMPILED]:
+    for each in sorted(roomy, key=lambda each: each.promised)[:_MOST_COMPILED]:
         if best and _rank(best) <= (False, each.seconds):
-            break  # not even with a network that takes no time
+            continue  # not even with a network that takes no time
         plan = make_plan(config, each.mesh, device, stages=(stage,), **sizes)
         best = min(best or plan, plan, key=_rank)
     return best
@@ -130,11 +136,35 @@ def _sketch(
 ) -> _Sketch:
     kept = held(config, mesh, batch=batch, context=context)
     taken = least_seconds(stage, config, mesh, device, kept, batch, context)
-    return _Sketch(mesh, _least_held(kept, stage), max(taken))
+    sent = _guess_sent(config, mesh, stage, kept, batch, context)
+    least = kept.training if stage == "train" else kept.params + kept.cache
+    return _Sketch(mesh, least, max(taken), sent / device.network)
 
 
-def _least_held(kept: Held, stage: StageName) -> int:
-    return kept.training if stage == "train" else kept.params + kept.cache
+def _guess_sent(
+    config: DecoderConfig,
+    mesh: str,
+    stage: StageName,
+    kept: Held,
+    batch: int,
+    context: int,
+) -> float:
+    """Returns roughly what a device sends: enough to choose what to compile for.
+
+    Two sums of activations a layer over ``tensor``, three times that in training; and
+    there the sum of gradients, which are a third of what each device has, over
+    ``data``, or over ``fsdp`` with matrices gathered twice.
+    """
+    sizes = mesh_sizes(mesh)
+    tensor, rows = sizes["tensor"], batch // (sizes["data"] * sizes["fsdp"])
+    length = 1 if stage == "decode" else context
+    activations = 4 * rows * length * config.d_model * config.num_layers
+    sent = 4 * activations * (tensor - 1) / tensor
+    if stage != "train":
+        return sent
+    gradients = kept.training / 3
+    over_rows = 2 * (sizes["data"] > 1) + 3 * (sizes["fsdp"] - 1)
+    return 3 * sent + over_rows * gradients
 
 
 def _rank(plan: Plan) -> tuple[bool, float]:
