@@ -79,7 +79,7 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
         _end(
             costs,
             points,
-            " more than {:,} cost a quarter\n more than the least, or more",
+            " more than {:,} cost over a\n quarter more than the least",
         )
         _name_meshes(costs, points)
         figure.savefig(path, dpi=150)
