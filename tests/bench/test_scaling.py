@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
 
+from haiku_mqa.bench.joined import Joined
 from haiku_mqa.bench.plans import Case, run_plans
 from haiku_mqa.bench.scaling import SHAPE, run_scaling, speed_up
 
@@ -52,13 +54,14 @@ def test_speed_up_and_bound_are_those_of_what_was_measured():
 
 
 def test_processes_train_as_one_and_are_timed():
-    found = run_scaling(rows=2, repeats=1, shape=TINY, meshes=("fsdp=2",), product=8)
-    alone, strong, _ = found.data["cases"]
-    assert strong["loss_after_first_run"] == pytest.approx(
-        alone["loss_after_first_run"], rel=1e-5
-    )
-    assert all(case["seconds"] > 0 for case in found.data["cases"])
-    assert found.rows[-1][0] == "all-reduce alone"
+    with contextlib.closing(
+        Joined(2, {"config": TINY.to_dict(), "context": 8})
+    ) as both:
+        one, other = both.ask("train", mesh="fsdp=2", rows=2, steps=2)
+        sums = both.ask("reduce", count=8, times=1)
+    assert one["loss"] == other["loss"]
+    assert len(one["seconds"]) == len(other["seconds"]) == 2
+    assert all(each["seconds"][0] > 0 for each in sums)
 
 
 def test_what_a_process_held_is_told_beside_the_plan():
