@@ -110,9 +110,8 @@ def best_plan(
       >>> best_plan(config, 16, DEVICES["h100"], batch=1, context=16) is None
       True
     """
-    sizes = {"batch": batch, "context": context}
     meshes = meshes_of(config, num_devices, batch=batch, stage=stage)
-    sketches = [_sketch(config, mesh, device, stage, **sizes) for mesh in meshes]
+    sketches = [_sketch(config, mesh, device, stage, batch, context) for mesh in meshes]
     roomy = [each for each in sketches if each.held <= device.memory]
     if not roomy:
         roomy = sorted(sketches, key=lambda each: each.held)[:1]
@@ -120,7 +119,9 @@ def best_plan(
     for each in sorted(roomy, key=lambda each: each.promised)[:_MOST_COMPILED]:
         if best and _rank(best) <= (False, each.seconds):
             continue  # not even with a network that takes no time
-        plan = make_plan(config, each.mesh, device, stages=(stage,), **sizes)
+        plan = make_plan(
+            config, each.mesh, device, batch=batch, context=context, stages=(stage,)
+        )
         best = min(best or plan, plan, key=_rank)
     return best
 
@@ -130,7 +131,6 @@ def _sketch(
     mesh: str,
     device: Device,
     stage: StageName,
-    *,
     batch: int,
     context: int,
 ) -> _Sketch:
