@@ -80,6 +80,7 @@ THIRD_PARTY = {
     "haiku": {room for room, floor in FLOORS.items() if floor >= 2},
     "optax": {"training"},
     "orbax": {"training"},
+    "etils": {"training"},  # which comes with orbax
     "grain": {"training"},
     "tensorboardX": {"training"},
     "safetensors": {"cache_file", "model_folder", "pretrained"},

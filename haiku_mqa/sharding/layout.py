@@ -109,6 +109,26 @@ class Layout:
         """
         return None if count % self._size(_ROWS) else _ROWS
 
+    def rows_here(self, count: int) -> slice:
+        """Returns which rows of a batch this process makes: those its devices hold.
+
+        It makes all of them on a mesh where they are no block, or where two processes
+        share some rows and not others.
+
+        Args:
+          count: B.
+        """
+        held: dict[int, set[int]] = {}
+        where = self.on(self.rows(count)).devices_indices_map((count,))
+        for device, (rows,) in where.items():
+            held.setdefault(device.process_index, set()).update(range(count)[rows])
+        mine = held[jax.process_index()]
+        block = slice(min(mine), max(mine) + 1)
+        is_block = len(mine) == block.stop - block.start
+        parts = {frozenset(rows) for rows in held.values()}
+        is_even = sum(map(len, parts)) == count and len({*map(len, parts)}) == 1
+        return block if is_block and is_even else slice(0, count)
+
     def batch(self, batch: Any) -> Any:
         """Returns where a batch of training lies.
 

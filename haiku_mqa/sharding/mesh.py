@@ -69,7 +69,8 @@ def make_mesh(
       The mesh, with all of ``AXES``.
 
     Raises:
-      ValueError: The sizes are wrong, or there are fewer devices.
+      ValueError: The sizes are wrong, there are fewer devices, or those of a process
+        are left out.
 
     Example:
       >>> dict(make_mesh("data=1").shape)
@@ -84,8 +85,16 @@ def make_mesh(
             f"mesh {_written(shape)} needs {needed} devices, and there "
             f"{'is' if len(found) == 1 else 'are'} {len(found)} ({kinds})"
         )
-    return Mesh(np.array(found[:needed]).reshape(tuple(shape.values())), AXES)
+    used = found[:needed]
+    left_out = {d.process_index for d in found} - {d.process_index for d in used}
+    if left_out:
+        raise ValueError(
+            f"mesh {_written(shape)} needs {needed} of {len(found)} devices, and must "
+            f"need some of each process; it leaves out process {min(left_out)}"
+        )
+    return Mesh(np.array(used).reshape(tuple(shape.values())), AXES)
 
 
 def _written(shape: Mapping[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in shape.items() if size > 1)
+    several = [f"{axis}={size}" for axis, size in shape.items() if size > 1]
+    return ",".join(several) or "data=1"

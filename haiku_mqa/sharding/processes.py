@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -12,10 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from haiku_mqa.errors import ProcessError
+from haiku_mqa.sharding.meeting import meet
 
 JOINING = 60  # seconds that processes wait for each other at the start
-_DONE, _FAILED = 1, 2
 HEARTBEAT = 10  # seconds without a word, after which a process is given up
+_DONE, _FAILED = 1, 2
 
 
 def join(
@@ -30,24 +32,29 @@ def join(
       seconds: How long to wait for the others.
 
     Raises:
-      ValueError: There is no such process.
+      ValueError: There is no such process, or the coordinator is no host and port.
       ProcessError: They did not all come in time, or the coordinator cannot be reached.
     """
     if not 0 <= process_id < num_processes:
         raise ValueError(
             f"process_id must be from 0 to {num_processes - 1}, got {process_id}"
         )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"coordinator must be HOST:PORT, got {coordinator!r}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
+        end = time.monotonic() + seconds
+        meet(host.strip("[]"), int(port), num_processes, process_id, end)
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=seconds,
+            initialization_timeout=JOINING,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise ProcessError(
             f"process {process_id} of {num_processes} did not meet all others at "
             f"{coordinator} within {seconds} s: {str(error).splitlines()[0]}"
@@ -111,6 +118,22 @@ def _put(leaf: Any, where: Any) -> Any:
     return jax.make_array_from_callback(whole.shape, where, lambda at: whole[at])
 
 
+def put_rows(batch: Any, where: NamedSharding, count: int) -> Any:
+    """Returns a batch over the devices; each process puts the rows that it made.
+
+    Args:
+      batch: Arrays with all rows, or with those that ``Layout.rows_here`` tells.
+      where: The sharding of its rows.
+      count: B, rows over all processes.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(
+            where, leaf, (count, *leaf.shape[1:])
+        ),
+        batch,
+    )
+
+
 def on_device(tree: Any) -> Any:
     """Returns arrays on the device, and those that lie over processes as they are.
 
@@ -160,8 +183,32 @@ def first_before_others() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loss_told() -> Iterator[None]:
+def together() -> Iterator[None]:
+    """Has what is inside succeed in all processes, or fail in all; all must enter it.
+
+    Each leaves it when all are done.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      ProcessError: In those that did not fail, where another did.
+    """
+    try:
+        yield
+    except Exception:
+        largest(_FAILED)
+        raise
+    if largest(_DONE) == _FAILED:
+        raise ProcessError("another process failed; it says why")
+
+
+@contextlib.contextmanager
+def loss_told(advice: str) -> Iterator[None]:
     """Tells in one line that another process is gone, where that breaks what is inside.
+
+    Args:
+      advice: What to do then.
 
     Yields:
       Nothing.
@@ -176,6 +223,5 @@ def loss_told() -> Iterator[None]:
             raise
         raise ProcessError(
             f"process {jax.process_index()} lost another one: "
-            f"{str(error).splitlines()[0][:200]}; start all of them again, and the run "
-            "goes on from its last checkpoint"
+            f"{str(error).splitlines()[0][:200]}; {advice}"
         ) from error

@@ -100,7 +100,9 @@ one, got 4
         return Batch(tokens, labels, np.ones(tokens.shape, bool))
 
 
-def validation_batches(tokens: Any, seq_len: int, batch_size: int) -> Iterator[Batch]:
+def validation_batches(
+    tokens: Any, seq_len: int, batch_size: int, rows: slice | None = None
+) -> Iterator[Batch]:
     """Walks a whole split once, in order: each token but the first is a label once.
 
     Rows follow one another without overlap. All batches have one shape: what is
@@ -109,7 +111,8 @@ def validation_batches(tokens: Any, seq_len: int, batch_size: int) -> Iterator[B
     Args:
       tokens: Whole numbers, ``[num_tokens]``.
       seq_len: T, in tokens.
-      batch_size: B, rows.
+      batch_size: B, rows over all processes.
+      rows: Which of the B rows of each batch to make; all if ``None``.
 
     Returns:
       An iterator over the batches.
@@ -126,18 +129,21 @@ def validation_batches(tokens: Any, seq_len: int, batch_size: int) -> Iterator[B
     seq_len = whole_number("seq_len", seq_len)
     batch_size = whole_number("batch_size", batch_size)
     # Checked here and now, and not when the first batch is asked for.
-    return _walk(check_tokens("tokens", tokens, seq_len), seq_len, batch_size)
+    tokens = check_tokens("tokens", tokens, seq_len)
+    places = np.arange(batch_size * seq_len).reshape(batch_size, seq_len)
+    return _walk(tokens, places[check_rows(rows, places)], places.size)
 
 
-def _walk(tokens: np.ndarray, seq_len: int, batch_size: int) -> Iterator[Batch]:
-    places = batch_size * seq_len
-    for start in range(0, len(tokens) - 1, places):
-        read = tokens[start : start + places + 1].astype(np.int32)
-        flat = np.zeros((2, places), np.int32)
-        flat[:, : len(read) - 1] = read[:-1], read[1:]
-        mask = np.arange(places) < len(read) - 1
-        shape = (batch_size, seq_len)
-        yield Batch(flat[0].reshape(shape), flat[1].reshape(shape), mask.reshape(shape))
+def _walk(tokens: np.ndarray, places: np.ndarray, step: int) -> Iterator[Batch]:
+    labels = len(tokens) - 1
+    for start in range(0, labels, step):
+        at = start + places
+        mask = at < labels
+        read, following = (
+            np.where(mask, tokens[np.minimum(at + n, labels)], 0).astype(np.int32)
+            for n in (0, 1)
+        )
+        yield Batch(read, following, mask)
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer) -> np.ndarray:

@@ -50,20 +50,35 @@ def test_batch_does_not_depend_on_what_was_asked_before(make, seed, step, before
     assert_same(data.batch(step), data.batch(step))
 
 
+CUTS = st.lists(st.integers(1, 5), unique=True)  # of six rows
+
+
+def assert_whole(batch, cuts):
+    """Asserts that the parts of a batch that processes make are together all of it."""
+    edges = [0, *sorted(cuts), 6]
+    parts = [batch(slice(*part)) for part in itertools.pairwise(edges)]
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    assert_same(jax.tree.leaves(joined), jax.tree.leaves(batch(None)))
+
+
 @both
-@given(step=STEPS, cuts=st.lists(st.integers(1, 5), unique=True))
+@given(step=STEPS, cuts=CUTS)
 def test_rows_of_processes_are_together_the_whole_batch(make, step, cuts):
     data = make()
-    edges = [0, *sorted(cuts), 6]
-    parts = [
-        data.batch(step, rows=slice(start, stop))
-        for start, stop in itertools.pairwise(edges)
-    ]
-    whole = data.batch(step)
-    for name in whole._fields:
-        if getattr(whole, name) is not None:
-            joined = np.concatenate([getattr(part, name) for part in parts])
-            np.testing.assert_array_equal(joined, getattr(whole, name))
+    assert_whole(lambda rows: data.batch(step, rows=rows), cuts)
+
+
+@given(length=st.integers(1, 100), seq_len=SIZES, cuts=CUTS)
+def test_rows_of_processes_are_together_the_whole_batch_to_validate_on(
+    length, seq_len, cuts
+):
+    tokens = TOKENS[: seq_len + length]
+
+    def joined(rows):
+        batches = validation_batches(tokens, seq_len, 6, rows)
+        return jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *batches)
+
+    assert_whole(joined, cuts)
 
 
 @both
@@ -241,6 +256,8 @@ def test_step_out_of_range_is_refused(make, step):
 def test_rows_that_are_none_of_the_batch_are_refused(make, rows):
     with pytest.raises(ValueError, match="rows must be a slice that takes some of 6"):
         make().batch(0, rows=rows)
+    with pytest.raises(ValueError, match="rows must be a slice that takes some of 6"):
+        validation_batches(TOKENS, 8, 6, rows)
 
 
 @both

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ import jax
 import numpy as np
 
 from haiku_mqa.errors import FormatError
+from haiku_mqa.sharding import processes
+from haiku_mqa.training.run.arrays import join_parts, read_arrays, write_parts
 
 _ARRAYS = "arrays"
 _ABOUT = "about.json"
@@ -36,6 +36,9 @@ class Checkpoints:
     then it gets its own name: under that name it is never half written. A table of
     its arrays and of its files' SHA-256 lies beside them, so that one that a disk has
     changed, or that another model's run wrote, is refused before it is read.
+
+    Of several processes all save and restore together, each the parts of arrays that
+    its devices hold. The first does the rest.
 
     Example:
       >>> import tempfile
@@ -79,11 +82,11 @@ class Checkpoints:
                     shutil.rmtree(path)
 
     def save(self, step: int, tree: Any, about: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint.
+        """Writes a checkpoint; of several processes, all call it.
 
         Args:
           step: How many steps are done; there is no checkpoint of it yet.
-          tree: A pytree of arrays.
+          tree: A pytree of arrays, over the devices of all processes.
           about: What else to remember, as plain data that JSON can hold.
 
         Returns:
@@ -92,53 +95,72 @@ class Checkpoints:
         Raises:
           OSError: It could not be written, for example because the disk is full.
             Nothing of it is left, and other checkpoints are as they were.
+          ProcessError: Another process could not write its part; it says why.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f"{step:08d}{_SAVING}{secrets.token_hex(4)}"
+        is_first = processes.is_first()
+        draw = processes.largest(secrets.randbits(31) if is_first else 0)
+        part = self._saving(step, draw)
         try:
-            _require_room(self.folder, tree)
-            part.mkdir()
-            _write_arrays(part / _ARRAYS, tree)
-            _write_json(part / _ABOUT, dict(about))
-            contents = {"arrays": _described(tree), "files": _digests(part)}
-            _write_json(part / _CONTENTS, contents)
-            _sync_all(part)
-            os.rename(part, self.path(step))
-            _sync(self.folder)
+            with processes.together():
+                if is_first:
+                    self._begin(part, tree)
+            with processes.together():
+                write_parts(part / _ARRAYS, tree)
+            with processes.together():
+                if is_first:
+                    self._finish(part, step, tree, about)
         except Exception as error:
             number = _system_error(error)
             if number is None:
                 raise
             raise OSError(number, self._told(step, number)) from error
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            if is_first:
+                shutil.rmtree(part, ignore_errors=True)
         return self.path(step)
 
+    def _saving(self, step: int, draw: int) -> Path:
+        return self.folder / f"{step:08d}{_SAVING}{draw:08x}"
+
+    def _begin(self, part: Path, tree: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _require_room(self.folder, tree)
+        part.mkdir()
+        (part / _ARRAYS).mkdir()
+
+    def _finish(
+        self, part: Path, step: int, tree: Any, about: Mapping[str, Any]
+    ) -> None:
+        join_parts(part / _ARRAYS)
+        _write_json(part / _ABOUT, dict(about))
+        contents = {"arrays": _described(tree), "files": _digests(part)}
+        _write_json(part / _CONTENTS, contents)
+        _sync_all(part)
+        os.rename(part, self.path(step))
+        _sync(self.folder)
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads a checkpoint.
+        """Reads a checkpoint; of several processes, all call it.
 
         Args:
           step: Which one.
-          like: A pytree of the same structure, of arrays or of their shapes.
+          like: A pytree of the same structure, of arrays or of their shapes, which may
+            say where each lies.
 
         Returns:
-          The pytree, of NumPy arrays, and what else was remembered.
+          The pytree, of arrays where `like` says or of NumPy's, and what else was
+          remembered.
 
         Raises:
           FormatError: It is damaged, or its arrays are not those of `like`.
+          ProcessError: Another process could not read its part; it says why.
         """
         path = self.path(step)
-        try:
-            contents = json.loads((path / _CONTENTS).read_bytes())
-            _require_files(path, contents["files"])
-            about = json.loads((path / _ABOUT).read_bytes())
-        except (OSError, ValueError, KeyError) as error:
-            raise FormatError(
-                f"checkpoint {path} is damaged ({_first_line(error)}); without its "
-                "folder, the run goes on from the one before"
-            ) from error
-        _require_arrays(path, contents["arrays"], _described(like))
-        return _read_arrays(path / _ARRAYS, like), about
+        with processes.together():
+            contents, about = _opened(path, checks=processes.is_first())
+            _require_arrays(path, contents["arrays"], _described(like))
+        with processes.together():
+            return read_arrays(path / _ARRAYS, like), about
 
     def keep(self, *steps: int) -> None:
         """Removes the checkpoints of all other steps.
@@ -148,7 +170,7 @@ class Checkpoints:
         """
         for step in set(self.steps()) - set(steps):
             # Renamed first: what is half removed must not look like a checkpoint.
-            doomed = self.folder / f"{step:08d}{_SAVING}{secrets.token_hex(4)}"
+            doomed = self._saving(step, secrets.randbits(31))
             os.rename(self.path(step), doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
@@ -172,59 +194,22 @@ class Checkpoints:
         )
 
 
-# --- Orbax ----------------------------------------------------------------------------
-
-
-def _write_arrays(path: Path, tree: Any) -> None:
-    # Copies: a view into a device's memory would hinder its donation.
-    host = jax.tree.map(np.array, tree)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path.absolute(), host)
-
-
-def _read_arrays(path: Path, like: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), item=like, restore_args=arguments)
-
-
-@contextlib.contextmanager
-def _checkpointer() -> Iterator[Any]:
-    """Yields what writes and reads, for this process alone: arrays are whole in each.
-
-    By itself it would wait for all other processes of the run.
-    """
-    import orbax.checkpoint as ocp  # takes a second, which other uses need not wait
-
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=here,
-        active_processes={here},
-        barrier_sync_key_prefix=f"process_{here}",
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with (
-        _quiet(),
-        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
-    ):
-        yield checkpointer
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("absl")
-    before = logger.level
-    # Its threads log whole tracebacks of errors that are raised here anyway.
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 # --- What a checkpoint holds ----------------------------------------------------------
+
+
+def _opened(path: Path, *, checks: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what a checkpoint says of its contents, and what else is remembered."""
+    try:
+        contents = json.loads((path / _CONTENTS).read_bytes())
+        if checks:
+            _require_files(path, contents["files"])
+        about = json.loads((path / _ABOUT).read_bytes())
+        return contents, about
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(
+            f"checkpoint {path} is damaged ({_first_line(error)}); without its "
+            "folder, the run goes on from the one before"
+        ) from error
 
 
 def _described(tree: Any) -> dict[str, str]:

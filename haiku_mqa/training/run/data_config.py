@@ -87,6 +87,11 @@ class DataConfig:
         if self.eval_batch_size is not None:
             take_whole(self, "eval_batch_size", 1)
 
+    @property
+    def validation_batch_size(self) -> int:
+        """Rows read at once for validation."""
+        return self.eval_batch_size or self.batch_size
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain data that JSON can hold."""
         return dataclasses.asdict(self)

@@ -41,17 +41,21 @@ class Kept:
         """Returns what the newest checkpoint holds, if there is one.
 
         Args:
-          like: Returns shapes and dtypes of what it holds; called if there is one.
+          like: Returns shapes and dtypes of what it holds, and where that lies; called
+            if there is one.
         """
-        steps = [] if self._folder is None else self._folder.checkpoints.steps()
-        if self._folder is None or not steps:
+        if self._folder is None:
             return None
-        tree, about = self._folder.checkpoints.restore(steps[-1], like())
+        checkpoints = self._folder.checkpoints
+        # What the first sees counts: another may see a folder on the network late.
+        steps = checkpoints.steps() if self._writes else []
+        newest = processes.largest(max(steps, default=-1))
+        if newest < 0:
+            return None
+        tree, about = checkpoints.restore(newest, like())
         self._best = about["best"] and tuple(about["best"])
-        self.saved_at = steps[-1]
+        self.saved_at = newest
         # Copies: the step's donation must not reach into NumPy's memory.
-        if not processes.is_alone():  # which cannot hold a part that is another's
-            return tree
         return jax.tree.map(lambda x: jax.numpy.array(x, copy=True), tree)
 
     def judge(self, step: int, loss: float, carry: Carry) -> bool:
@@ -72,6 +76,8 @@ class Kept:
     def save(self, step: int, carry: Carry) -> Path | None:
         """Writes a checkpoint, and returns its path if there was none of this step.
 
+        Of several processes all call it, and the one that writes gets a path.
+
         Args:
           step: The last that was done.
           carry: After it.
@@ -81,12 +87,11 @@ class Kept:
         judged = self._validation
         loss = judged[1] if judged and judged[0] == step else None
         about = {"step": step, "validation_loss": loss, "best": self._best}
-        carry = carry if processes.is_alone() else processes.fetched(carry)
-        path = None
-        if self._writes:
-            path = self._folder.checkpoints.save(step, carry, about)
-            self._folder.checkpoints.keep(step, *self._best_saved(self._folder))
+        path = self._folder.checkpoints.save(step, carry, about)
         self.saved_at = step
+        if not self._writes:
+            return None
+        self._folder.checkpoints.keep(step, *self._best_saved(self._folder))
         return path
 
     def parameters(self, step: int, carry: Carry) -> Params:

@@ -89,13 +89,9 @@ class Run:
           params: What a new run begins from; drawn if ``None``.
         """
         programs, rng = self._programs, self._init_rng
-        found = self.kept.restore(lambda: jax.eval_shape(programs.init, rng))
-        if found is not None:
-            found = programs.place(found)
-        elif params is not None:
-            found = programs.begin(params)
-        else:
-            found = programs.init(rng)
+        found = self.kept.restore(lambda: programs.like(rng))
+        if found is None:
+            found = programs.init(rng) if params is None else programs.begin(params)
         self.carry, self.step = found, self.kept.saved_at or 0
 
     def go(self, *, is_given: bool) -> str | None:
@@ -122,7 +118,9 @@ class Run:
         if is_given and self.kept.saved_at is None:
             self._evaluate(first)
             self._save(first)
-        batches = batches_from(self._config.data, self._data.train, first, self._total)
+        data = self._config.data
+        rows = self._programs.rows(data.batch_size)
+        batches = batches_from(data, self._data.train, first, self._total, rows)
         with contextlib.closing(batches):
             self._run_steps(batches)
         stopped = self.request.name if self.step < self._total else None
@@ -195,7 +193,8 @@ class Run:
 
     def _evaluate(self, step: int) -> None:
         """Reads the whole validation split."""
-        batches = held_out_batches(self._config.data, self._data)
+        rows = self._programs.rows(self._config.data.validation_batch_size)
+        batches = held_out_batches(self._config.data, self._data, rows)
         loss = self._programs.evaluate(self.carry.judged, batches)
         event = Evaluated(step, loss, self.kept.judge(step, loss, self.carry))
         self.history.append(event)

@@ -43,14 +43,18 @@ class Programs(NamedTuple):
       begin: Given parameters to the first ``Carry``.
       step: (carry, batch, rng) to (carry, metrics). The carry is donated.
       evaluate: (parameters, batches) to nats per token.
-      place: A ``Carry`` that was read to one that lies where the run's does.
+      like: An rng to the shapes and dtypes of a ``Carry``, and where that lies if it
+        is over several devices.
+      rows: How many rows a batch has to those that this process makes of it; all if
+        ``None``.
     """
 
     init: Callable[[jax.Array], Carry]
     begin: Callable[[Params], Carry]
     step: Callable[[Carry, Batch, jax.Array | None], tuple[Carry, Metrics]]
     evaluate: Callable[[Params, Iterable[Batch]], float]
-    place: Callable[[Carry], Carry]
+    like: Callable[[jax.Array], Carry]
+    rows: Callable[[int], slice | None]
 
 
 def make_programs(model: Model, config: RunConfig) -> Programs:
@@ -100,22 +104,41 @@ def make_programs(model: Model, config: RunConfig) -> Programs:
             begin=_quickly_compiled(begin),
             step=compiled,
             evaluate=functools.partial(_mean, summed),
-            place=lambda carry: carry,
+            like=functools.partial(jax.eval_shape, init),
+            rows=lambda count: None,
         )
     layout = model.layout
 
     def everywhere(rng: jax.Array | None) -> jax.Array | None:
         return None if rng is None else model.everywhere(rng)
 
-    def put(batch: Batch) -> Batch:
-        return processes.put(batch, layout.batch(batch))
+    def put(count: int, batch: Batch) -> Batch:
+        return processes.put_rows(batch, layout.on(layout.rows(count)), count)
+
+    put_read = functools.partial(put, config.data.batch_size)
+    put_held_out = functools.partial(put, config.data.validation_batch_size)
+
+    def like(rng: jax.Array) -> Carry:
+        shapes = jax.eval_shape(init, rng)
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=where
+            ),
+            shapes,
+            layout.state(shapes),
+        )
 
     return Programs(
         init=model.laid_out(init),
         begin=model.laid_out(begin),
-        step=lambda carry, batch, rng: compiled(carry, put(batch), everywhere(rng)),
-        evaluate=lambda params, batches: _mean(summed, params, map(put, batches)),
-        place=lambda carry: processes.put(carry, layout.state(carry)),
+        step=lambda carry, batch, rng: compiled(
+            carry, put_read(batch), everywhere(rng)
+        ),
+        evaluate=lambda params, batches: _mean(
+            summed, params, map(put_held_out, batches)
+        ),
+        like=like,
+        rows=layout.rows_here,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterator
 from typing import NamedTuple, Protocol
 
@@ -25,8 +26,8 @@ from haiku_mqa.training.run.data_config import DataConfig
 class Source(Protocol):
     """What makes the batch of any step, always the same one."""
 
-    def batch(self, step: int) -> Batch:
-        """Returns the batch of a step."""
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Returns the batch of a step, or some rows of it."""
         ...
 
 
@@ -50,8 +51,8 @@ class _Windows:
     def __init__(self, windows: RandomWindows):
         self._windows = windows
 
-    def batch(self, step: int) -> Batch:
-        return self._windows.batch(step)._replace(mask=None)
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        return self._windows.batch(step, rows)._replace(mask=None)
 
 
 def make_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
@@ -138,19 +139,26 @@ def make_data(
     return Data(_Windows(windows), held_out, len(tokens))
 
 
-def held_out_batches(config: DataConfig, data: Data) -> Iterator[Batch]:
+def held_out_batches(
+    config: DataConfig, data: Data, rows: slice | None = None
+) -> Iterator[Batch]:
     """Returns an iterator over the batches to validate on.
 
     Args:
       config: Of the data.
       data: Made for it.
+      rows: Which rows of each to make; all if ``None``.
     """
-    size = config.eval_batch_size or config.batch_size
-    return validation_batches(data.validation, config.seq_len, size)
+    size = config.validation_batch_size
+    return validation_batches(data.validation, config.seq_len, size, rows)
 
 
 def batches_from(
-    config: DataConfig, source: Source, first: int, total: int
+    config: DataConfig,
+    source: Source,
+    first: int,
+    total: int,
+    rows: slice | None = None,
 ) -> Generator[Batch]:
     """Returns the batches of steps.
 
@@ -160,10 +168,12 @@ def batches_from(
       source: What makes them.
       first: The first step's.
       total: The one after the last step's.
+      rows: Which rows of each to make; all if ``None``.
 
     Returns:
       A generator. Threads that it has end when it is closed or forgotten.
     """
+    make = functools.partial(source.batch, rows=rows)
     if config.loader == "grain":
-        return batches_ahead(source.batch, first, total)
-    return (source.batch(step) for step in range(first, total))
+        return batches_ahead(make, first, total)
+    return (make(step) for step in range(first, total))

@@ -23,6 +23,8 @@ from haiku_mqa.training.run.reports import Reports
 from haiku_mqa.training.run.signals import stop_requests
 from haiku_mqa.training.run.sources import check_tokenizer, make_data, make_tokenizer
 
+_GO_ON = "start all of them again, and the run goes on from its last checkpoint"
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -152,7 +154,7 @@ def train(
         run = Run(config, model, tokenizer, data, folder)
         run.request = stack.enter_context(stop_requests())
         run.sample = sample
-        stack.enter_context(processes.loss_told())
+        stack.enter_context(processes.loss_told(_GO_ON))
         run.begin(first)
         if folder is not None and is_first:
             reports = Reports(folder.path, config)

@@ -125,10 +125,9 @@ def test_interrupted_save_leaves_nothing(checkpoints, monkeypatch):
     checkpoints.save(4, TREE, {})
 
     def interrupted(path, tree):
-        path.mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "_write_arrays", interrupted)
+    monkeypatch.setattr(room, "write_parts", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(8, TREE, {})
     assert [p.name for p in checkpoints.folder.iterdir()] == ["00000004"]
@@ -186,12 +185,11 @@ def test_full_disk_is_told_of_and_the_last_checkpoint_is_whole(
     checkpoints.save(4, TREE, {})
 
     def full(path, tree):
-        path.mkdir()
         (path / "half").write_bytes(b"1234")
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "_write_arrays", full)
+        patch.setattr(room, "write_parts", full)
         with pytest.raises(OSError, match="step 8 could not be saved") as caught:
             checkpoints.save(8, TREE, {})
     assert caught.value.errno == number

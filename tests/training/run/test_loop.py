@@ -390,7 +390,7 @@ def test_not_finite_without_a_folder_names_no_checkpoint():
 
 
 def test_full_disk_leaves_a_run_that_can_go_on(whole, tmp_path, monkeypatch):
-    write, folder = checkpoint_room._write_arrays, tmp_path / "run"
+    write, folder = checkpoint_room.write_parts, tmp_path / "run"
 
     def full_at_the_second(path, tree):
         write(path, tree)
@@ -398,7 +398,7 @@ def test_full_disk_leaves_a_run_that_can_go_on(whole, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_room, "_write_arrays", full_at_the_second)
+        patch.setattr(checkpoint_room, "write_parts", full_at_the_second)
         with pytest.raises(OSError, match=r"step 8 .*No space left on device; the"):
             train(CONFIG, CORPUS, out=folder)
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["00000004"]
