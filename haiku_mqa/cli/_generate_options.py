@@ -7,6 +7,7 @@ import itertools
 
 from haiku_mqa.cli import _options, _sampling
 from haiku_mqa.cli._files import check_argument
+from haiku_mqa.cli._processes import add_processes
 
 _PENALTIES = ("--repetition-penalty", "--presence-penalty", "--frequency-penalty")
 _CHOICES = ("--temperature", "--top-k", "--top-p", "--min-p", "--typical-p")
@@ -34,6 +35,11 @@ _APART = (
     (_GUESSERS, ("--ring-cache",), "rings cannot forget a wrong guess"),
     (("--chat",), ("--prefix", "--save-prefix"), "a prefix is plain text"),
     (("--prefix",), ("--cache", "--ring-cache"), "its cache stays as it was saved"),
+    (
+        ("--coordinator",),
+        ("--beams", *_GUESSERS, "--prefix", "--save-prefix"),
+        "that is for one process",
+    ),
 )
 
 
@@ -102,6 +108,7 @@ def add_options(
     _sampling.add_sampling(parser, temperature)
     _sampling.add_penalties(parser)
     _add_other_ways(parser)
+    add_processes(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +186,11 @@ def check_options(args: argparse.Namespace) -> None:
         for one, other in itertools.product(some, others):
             if _is_given(args, one) and _is_given(args, other):
                 raise ValueError(f"{one} and {other} exclude each other: {reason}")
+    if args.coordinator is not None and "-" in (args.prompt, args.file):
+        raise ValueError(
+            "--coordinator and - exclude each other: every process has a standard "
+            "input of its own"
+        )
     check_temperature(args)
 
 

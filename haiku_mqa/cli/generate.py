@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from haiku_mqa.cli import _generate_options, _options, _sampling, _ways
 from haiku_mqa.cli._files import check_argument, check_writable, read_text
 from haiku_mqa.cli._models import check_name, load_model, over_mesh
+from haiku_mqa.cli._processes import first_speaks, join_processes
 from haiku_mqa.cli._screen import counted, say
 
 if TYPE_CHECKING:
@@ -101,15 +102,22 @@ def run(args: argparse.Namespace) -> int:
         context, options contradict each other, or a prefix is of another model.
       FloatingPointError: The model's logits were NaN.
       OSError: The prefix cannot be read or written.
+      ProcessError: Another process did not come, or is gone.
     """
-    prompt = _prompt(args)
     _generate_options.check_options(args)
+    prompt = _prompt(args)
     if args.draft is not None:
         check_name(args.draft)
     if args.save_prefix is not None:
         check_writable(Path(args.save_prefix))
     if args.model is None:
         args.model = _options.LANGUAGE_MODEL if args.chat else _options.PACKED_MODEL
+    join_processes(args)
+    with first_speaks(args):
+        return _generate(args, prompt)
+
+
+def _generate(args: argparse.Namespace, prompt: str) -> int:
     loaded = load_model(args.model, dtype=args.dtype, quantize=args.quantize)
     loaded = over_mesh(loaded, args.mesh)
     manner = _manner(loaded.tokenizer)

@@ -89,6 +89,18 @@ from tests.tiny_gguf import write_tiny_gguf
             ["generate", "--save-prefix", "p", "--chat", "x"],
             "--chat and --save-prefix exclude each other: a prefix is plain text",
         ),
+        (
+            ["generate", "--coordinator", "host:1", "--beams", "2", "x"],
+            "--coordinator and --beams exclude each other: that is for one process",
+        ),
+        (
+            ["generate", "--coordinator", "host:1", "--file", "-"],
+            "--coordinator and - exclude each other: every process has a standard",
+        ),
+        (
+            ["generate", "--join-timeout", "9", "x"],
+            "several processes need --coordinator, --num-processes, --process-id",
+        ),
         (["generate", "--draft", "smolm2-135", "x"], "did you mean 'smollm2-135m'?"),
         (["generate"], "give either PROMPT or --file, got neither"),
         (["generate", "--file", "f", "x"], "give either PROMPT or --file, got both"),
