@@ -254,7 +254,7 @@ class MultiQueryAttention(hk.Module):
             q = apply_rotary(q, context.positions, *self.rotary)
             k = apply_rotary(k, here, *self.rotary)
         if cache is not None and context.slots is not None:
-            cache, k, v = cache.update(context.slots, k, v)
+            cache, k, v = self.remember(cache, context.slots, k, v)
         rate = self.dropout_rate if context.is_training else 0.0
         attended, weights = self.attend(
             q,
@@ -269,6 +269,24 @@ class MultiQueryAttention(hk.Module):
         flat = attended.reshape(*attended.shape[:2], self.num_heads * self.value_size)
         x = self._layer(self.model_size, "linear")(flat)
         return LayerOutput(x, cache, weights)
+
+    def remember(
+        self, cache: LayerCache, slots: jax.Array, k: jax.Array, v: jax.Array
+    ) -> tuple[LayerCache, jax.Array, jax.Array]:
+        """Writes new keys and values to the past, and returns what is attended to.
+
+        A method of its own, as ``attend`` is.
+
+        Args:
+          cache: The past of this layer.
+          slots: int32 ``[B, T]``, where each token is kept.
+          k: ``[B, T, K, H]``, after rotary positions.
+          v: ``[B, T, K, v]``.
+
+        Returns:
+          The past after these tokens; keys ``[B, S, K, H]`` and values.
+        """
+        return cache.update(slots, k, v)
 
     def attend(
         self,

@@ -204,12 +204,34 @@ class Layout:
             if isinstance(module, _BY_ROWS) and name == "__call__":
                 x, *rest = args
                 return method(self._put(x, self.rows(len(x))), *rest, **kwargs)
+            if isinstance(module, MultiQueryAttention) and name == "remember":
+                return self._remembered(method, *args)
             if isinstance(module, MultiQueryAttention) and name == "attend":
                 return self._attended(method, args, kwargs, has_cache)
             return method(*args, **kwargs)
 
         with hk.intercept_methods(place), kernels.without():
             yield
+
+    def _remembered(
+        self, method: Callable[..., Any], cache: Any, slots: jax.Array, *new: jax.Array
+    ) -> Any:
+        """Has each device write its own rows and heads.
+
+        The partitioner does not see that a token's place is in its own row and head,
+        and would gather the whole past of a layer to write to it.
+        """
+        rows, heads = self.cached(len(slots))
+        past = jax.tree.map(lambda _: PartitionSpec(rows, heads), cache)
+        tokens = PartitionSpec(rows, None, heads)
+        written = jax.shard_map(
+            method,
+            mesh=self.mesh,
+            in_specs=(past, PartitionSpec(rows), *(tokens for _ in new)),
+            out_specs=(past, *(tokens for _ in new)),
+            check_vma=False,
+        )
+        return written(cache, slots, *new)
 
     def _attended(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import haiku_mqa as hm
+from haiku_mqa.planning.collectives import traffic_of
 from haiku_mqa.quantization import quantize_params
 from haiku_mqa.sharding import AXES, PARAMETERS, Rule, make_mesh, mesh_sizes, shard
 from haiku_mqa.sharding.rules import rule_of
@@ -175,6 +176,26 @@ def test_cache_goes_as_it_is_told_to(kv_heads, split, parts):
     expected = hm.generate(model, params, prompts, max_new_tokens=4).tokens
     given = hm.generate(over, over.put(params), prompts, max_new_tokens=4).tokens
     assert given == expected
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "mesh"), [(8, "tensor=4"), (1, "data=2,tensor=4")]
+)
+def test_what_is_sent_to_decode_a_token_knows_nothing_of_the_past(kv_heads, mesh):
+    over = sharded(mesh, kv_heads, True)
+    params = over.init(jax.random.key(0))
+
+    def read(params, tokens, cache):
+        out = over.apply(params, None, tokens, cache=cache)
+        return out.logits, out.cache
+
+    def sent(room):
+        cache = over.init_cache(8, room)
+        tokens = jnp.zeros((8, 1), jnp.int32)
+        program = jax.jit(read).lower(params, tokens, cache).compile()
+        return traffic_of(program.as_text()).total
+
+    assert sent(64) == sent(512) > 0
 
 
 def test_cache_by_rows_needs_rows():
