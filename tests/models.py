@@ -15,7 +15,12 @@ import numpy as np
 
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.model import Model
-from haiku_mqa.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from haiku_mqa.rope_scaling import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    YarnScaling,
+)
 
 BATCH, LENGTH = 2, 7  # of the tokens that examples read, in rows and tokens
 
@@ -115,6 +120,12 @@ EXAMPLES: dict[str, DecoderConfig] = {
     ),
     "windowed": _config(
         num_kv_heads=2,
+        rope_scaling=LongRopeScaling(
+            short_factors=(1.0, 1.0, 1.5, 2.0),
+            long_factors=(1.0, 2.0, 4.0, 8.0),
+            factor=4.0,
+            original_max_length=16,
+        ),
         sliding_window=3,
         qk_norm=True,
         norm_placement="after",

@@ -22,7 +22,7 @@ SETTINGS = (
     *("eval_every=10", "checkpoint_every=5", "log_every=1", "sample_every=1000"),
 )
 CLOSE = 1e-4  # of losses after some steps, which rounding takes apart
-SECONDS = 240  # that a run takes at most, beside other tests
+SECONDS = 480  # that a run takes at most, beside other tests
 
 
 def started(*command, **watched):
