@@ -212,8 +212,8 @@ def test_data_parallel_training_sends_each_gradient_once():
 
 
 @pytest.mark.parametrize("stage", ["train", "decode"])
-@pytest.mark.parametrize("mesh", ["data=1", "data=2,fsdp=2,tensor=2"])
-def test_more_layers_need_what_two_and_three_tell(mesh, stage):
+def test_more_layers_need_what_two_and_three_tell(stage):
+    mesh = "data=2,fsdp=2,tensor=2"
     config = dataclasses.replace(SMALL, num_layers=5)
     found = compiled_work(config, mesh, stage, batch=8, context=16)
     model = shard(hm.build(config), mesh)
