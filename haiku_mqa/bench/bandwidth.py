@@ -49,11 +49,16 @@ def read_bandwidth(size: int | None = None, passes: int = 3) -> float:
     return _of_device(size or _size_for(jax.devices()[0]), passes)
 
 
+def own_cores() -> set[int]:
+    """Returns which cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(own_cores())
 
 
 def load_remarks() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from haiku_mqa.bench.bandwidth import own_cores
 from haiku_mqa.bench.processes import Answering
 
 _SCRIPT = Path(__file__).with_name("scaling_script.py")
@@ -64,13 +64,6 @@ class Joined:
     def close(self) -> None:
         """Ends them."""
         self._opened.close()
-
-
-def own_cores() -> set[int]:
-    """Returns which cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def _free_port() -> int:

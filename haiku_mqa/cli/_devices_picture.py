@@ -177,11 +177,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 def _name_meshes(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_xticks(
         [each["devices"] for each in points],
-        [
-            f"{each['devices']:,}\n"
-            + each["mesh"].replace(",", "\n").replace(" ", "\n")
-            for each in points
-        ],
+        [f"{each['devices']:,}\n{_under(each['mesh'])}" for each in points],
         fontsize=8,
     )
     axes.xaxis.set_minor_locator(NullLocator())

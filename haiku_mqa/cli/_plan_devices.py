@@ -136,14 +136,15 @@ def _plans(
 
 
 def _point(plan: Plan, price: float | None) -> dict[str, Any]:
+    from haiku_mqa.sharding.mesh import written
+
     stage = plan.stages[0]
-    axes = [f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1]
     cost = plan.num_devices * stage.seconds  # device-seconds a step
     if price is not None:
         cost *= price / _HOUR / stage.tokens * 1e6
     return {
         "devices": plan.num_devices,
-        "mesh": ",".join(axes) or "one device",
+        "mesh": written(plan.mesh) if plan.num_devices > 1 else "one device",
         "held": stage.held,
         "fits": plan.fits(stage),
         "binds": stage.binds,

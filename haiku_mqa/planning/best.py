@@ -10,6 +10,7 @@ from haiku_mqa.planning.devices import Device
 from haiku_mqa.planning.memory import Held, held
 from haiku_mqa.planning.plan import Plan, least_seconds, make_plan
 from haiku_mqa.sharding import mesh_sizes
+from haiku_mqa.sharding.mesh import written
 
 _MOST_COMPILED = 2  # meshes of one number of devices
 _MOST_TENSOR = {"train": 8, "prefill": 64, "decode": 64}
@@ -62,14 +63,9 @@ def meshes_of(
         )
         for axis in ("data", "fsdp") if stage == "train" else ("data",):
             if divided and (axis == "data" or config.d_model % rows == 0):
-                found[_written(axis, rows, tensor)] = None
+                found[written({axis: rows, "tensor": tensor})] = None
         tensor *= 2
     return list(found)
-
-
-def _written(axis: str, rows: int, tensor: int) -> str:
-    parts = [f"{name}={n}" for name, n in ((axis, rows), ("tensor", tensor)) if n > 1]
-    return ",".join(parts) or "data=1"
 
 
 def best_plan(

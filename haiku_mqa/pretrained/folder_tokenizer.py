@@ -191,7 +191,7 @@ class FolderTokenizer(ChatTokenizer):
         for character in text:
             try:
                 self._guarded.encode(character, add_special_tokens=False)
-            except Exception:
+            except Exception:  # likewise
                 return character
         return text
 

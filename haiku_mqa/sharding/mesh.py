@@ -82,19 +82,28 @@ def make_mesh(
     if needed > len(found):
         kinds = ", ".join(sorted({device.platform for device in found}))
         raise ValueError(
-            f"mesh {_written(shape)} needs {needed} devices, and there "
+            f"mesh {written(shape)} needs {needed} devices, and there "
             f"{'is' if len(found) == 1 else 'are'} {len(found)} ({kinds})"
         )
     used = found[:needed]
     left_out = {d.process_index for d in found} - {d.process_index for d in used}
     if left_out:
         raise ValueError(
-            f"mesh {_written(shape)} needs {needed} of {len(found)} devices, and must "
+            f"mesh {written(shape)} needs {needed} of {len(found)} devices, and must "
             f"need some of each process; it leaves out process {min(left_out)}"
         )
     return Mesh(np.array(used).reshape(tuple(shape.values())), AXES)
 
 
-def _written(shape: Mapping[str, int]) -> str:
+def written(shape: Mapping[str, int]) -> str:
+    """Returns the sizes of a mesh as text, as ``mesh_sizes`` reads them.
+
+    Args:
+      shape: Axis to size.
+
+    Example:
+      >>> written({"data": 1, "tensor": 4}), written({"data": 1})
+      ('tensor=4', 'data=1')
+    """
     several = [f"{axis}={size}" for axis, size in shape.items() if size > 1]
     return ",".join(several) or "data=1"

@@ -7,6 +7,7 @@ from typing import Any
 
 from haiku_mqa.model import Params
 from haiku_mqa.sharding import ShardedModel
+from haiku_mqa.sharding.mesh import written
 from haiku_mqa.testing.law import (
     LawResult,
     Report,
@@ -145,11 +146,11 @@ def check_sharding(
       >>> check_sharding(shard(model, "data=1"), examples=1).passed
       True
     """
-    sizes = dict(model.layout.mesh.shape) if isinstance(model, ShardedModel) else {}
+    subject = ShardedSubject(model, params)
     return try_laws(
         named_laws(SHARDING_LAWS, laws),
-        ShardedSubject(model, params),
-        ",".join(f"{axis}={size}" for axis, size in sizes.items()),
+        subject,
+        written(subject.over.layout.mesh.shape),
         examples=examples,
         seed=seed,
         on_law=on_law,
