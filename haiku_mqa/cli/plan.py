@@ -222,7 +222,7 @@ def _text(args: argparse.Namespace, plan: Plan) -> str:
         f"longest context at {plan.batch:,} rows   {plan.longest_context:,} tokens",
         f"most rows at {plan.context:,} tokens     {plan.largest_batch:,}",
         "",
-        "held: arguments and temporaries; sent: bytes a step",
+        "held: arguments, temporaries and results; sent: bytes a step",
         "times are bounds, and * marks the one that binds",
     ]
     return "\n".join(lines)
