@@ -208,6 +208,16 @@ class DecoderConfig:
         """All that layers can differ in; those of equal kinds are alike."""
         return tuple(zip(self.windows, self.rotaries, strict=True))
 
+    @property
+    def layer_period(self) -> int:
+        """How many layers the shortest pattern has that layers repeat."""
+        kinds, layers = self.layer_kinds, self.num_layers
+        return next(
+            size
+            for size in range(1, layers + 1)
+            if all(kinds[i] == kinds[i % size] for i in range(layers))
+        )
+
     def first_layers(self, count: int) -> DecoderConfig:
         """Returns the config of a decoder that ends after so many layers."""
         values = {name: getattr(self, name) for name in _PER_LAYER}

@@ -81,13 +81,14 @@ def measured(
     import jax
 
     from haiku_mqa import DecoderConfig, build
+    from haiku_mqa._compiling import COMPILER_OPTIONS
     from haiku_mqa.planning.compiled import lowered
     from haiku_mqa.sharding import shard
     from haiku_mqa.training import OptimizerConfig
 
     model = shard(build(DecoderConfig(**config)), mesh)
     program = lowered(model, stage, batch, context, OptimizerConfig())
-    compiled = program.compile()
+    compiled = program.compile(COMPILER_OPTIONS)
     make = makers(program, compiled)
     give_back()
     before = resident("VmRSS")

@@ -73,24 +73,21 @@ class Worker:
         import numpy as np
 
         from haiku_mqa import build
+        from haiku_mqa._compiling import COMPILER_OPTIONS
+        from haiku_mqa.planning.compiled import planned_step
         from haiku_mqa.sharding import shard
-        from haiku_mqa.training import (
-            Batch,
-            OptimizerConfig,
-            init_train_state,
-            make_train_step,
-        )
+        from haiku_mqa.training import Batch, OptimizerConfig, init_train_state
 
         model, optimizer = shard(build(self._config), mesh), OptimizerConfig()
         first = model.laid_out(lambda rng: init_train_state(optimizer, model.init(rng)))
-        # The step of a plan.
-        step = make_train_step(model, optimizer, remat=True)
+        step = planned_step(model, optimizer)
         size = (rows, self._context + 1)
         draw = np.random.default_rng(0)
         tokens = draw.integers(0, self._config.vocab_size, size, np.int32)
         batch = Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), None)
         state = first(jax.random.key(0))
-        return jax.jit(step, donate_argnums=0), state, model.put_batch(batch)
+        compiled = jax.jit(step, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
+        return compiled, state, model.put_batch(batch)
 
     def reduce(self, count: int, times: int) -> dict[str, Any]:
         """Adds up an array of every process, and gives all the sum.

@@ -14,6 +14,7 @@ import numpy as np
 from haiku_mqa import kernels
 from haiku_mqa._arguments import check_kv_heads
 from haiku_mqa.errors import unknown_name
+from haiku_mqa.ops.chunks import attend_in_chunks, queries_at_once
 from haiku_mqa.ops.fused import Implementation, fused_attention, refusal
 from haiku_mqa.ops.masks import broadcast_mask
 from haiku_mqa.ops.numerics import dropout, wide_einsum
@@ -77,9 +78,14 @@ def multi_query_attention(
     Decoding: One Write-Head is All You Need*), K = N is multi-head, and between
     them is grouped-query (Ainslie et al. 2023): query head n reads key/value head
     ``n // (N // K)``. No head is ever copied: the queries of a group are rows of one
-    product with the head they share. Logits and softmax are float32
-    (or wider, where the inputs are). A query that
-    may attend to nothing gets zeros, and passes no gradient.
+    product with the head they share. Logits and softmax are float32 (or wider, where
+    the inputs are). A query that may attend to nothing gets zeros, and passes no
+    gradient.
+
+    Logits that would take more than 256 MB are never held all: some queries attend
+    after the others, and again for a gradient (Rabe & Staats 2021), so that memory
+    grows with the length of a text and not with its square. Where weights are dropped
+    or returned, all are held.
 
     Args:
       query: ``[B, T, N, H]``.
@@ -144,30 +150,70 @@ def multi_query_attention(
             returns_weights=return_weights,
         )
         if why_not is None:
-            plain = functools.partial(
+            otherwise = functools.partial(
                 multi_query_attention, scale=scale, implementation="xla"
             )
             return fused_attention(
-                query, key, value, mask, scale=scale, otherwise=plain
+                query, key, value, mask, scale=scale, otherwise=otherwise
             )
         if implementation == "cudnn":
             raise ValueError(f"implementation = 'cudnn' will not do: {why_not}")
 
+    if dropout_rate > 0 and dropout_rng is None:
+        raise ValueError(
+            f"dropout_rng must be given where dropout_rate = {dropout_rate}"
+        )
+    if bias is not None:
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    plain = functools.partial(
+        _attend_plainly,
+        scale=1 / math.sqrt(size) if scale is None else scale,
+        softcap=softcap,
+        dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng,
+    )
+    if return_weights:
+        output, exps, total = plain(query, key, value, mask, bias)
+        return output, exps / total
+    at_once = queries_at_once(batch, heads, queries, keys)
+    if at_once == queries or dropout_rate > 0:  # what is dropped is drawn for all
+        return plain(query, key, value, mask, bias)[0]
+    return attend_in_chunks(
+        lambda **arrays: plain(**arrays)[0],
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        size=at_once,
+    )
+
+
+def _attend_plainly(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    dropout_rate: float,
+    dropout_rng: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns ``[B, T, N, v]``, and the softmax's numerators and their sums."""
+    batch, queries, heads, _ = query.shape
+    keys, kv_heads = key.shape[1:3]
     logits = wide_einsum(  # [B * K, G * T, S]
         "bth,bsh->bts", _fold(query, kv_heads), _fold(key, kv_heads)
     )
-    logits = logits.reshape(batch, heads, queries, keys)  # [B, N, T, S]
-    logits = logits * (1 / math.sqrt(size) if scale is None else scale)
+    logits = logits.reshape(batch, heads, queries, keys) * scale  # [B, N, T, S]
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias
     exps, total = _exponentials(logits, mask)
-    if dropout_rate > 0:
-        if dropout_rng is None:
-            raise ValueError(
-                f"dropout_rng must be given where dropout_rate = {dropout_rate}"
-            )
+    if dropout_rng is not None and dropout_rate > 0:
         exps = dropout(exps, dropout_rate, dropout_rng)
 
     # Dividing after the product with the values is T * v divisions, not T * S.
@@ -177,8 +223,7 @@ def multi_query_attention(
         _fold(value, kv_heads),
     )
     summed = summed.reshape(batch, heads, queries, -1).swapaxes(1, 2)  # [B, T, N, v]
-    output = (summed / total.swapaxes(1, 2)).astype(value.dtype)
-    return (output, exps / total) if return_weights else output
+    return (summed / total.swapaxes(1, 2)).astype(value.dtype), exps, total
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

@@ -116,7 +116,13 @@ def best_plan(
         if best and _rank(best) <= (False, each.seconds):
             continue  # not even with a network that takes no time
         plan = make_plan(
-            config, each.mesh, device, batch=batch, context=context, stages=(stage,)
+            config,
+            each.mesh,
+            device,
+            batch=batch,
+            context=context,
+            stages=(stage,),
+            all_layers=False,
         )
         best = min(best or plan, plan, key=_rank)
     return best

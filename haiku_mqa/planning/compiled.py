@@ -1,8 +1,9 @@
 """What programs need between their arguments and results, from compiling them.
 
-Layers are alike, so that programs of two layers and of three tell what each more costs:
-a decoder of a hundred layers is compiled in the time that five take. One layer would
-tell less: in its place, no other's room is free to be used again.
+Layers are alike, or repeat a pattern of windows, so that programs of two layers and of
+three tell what each more costs: a decoder of a hundred is compiled in the time that
+five take. One layer would tell less: in its place, no other's room is free to be used
+again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.config import DecoderConfig
 from haiku_mqa.errors import unknown_name
 from haiku_mqa.model import build
@@ -27,9 +29,10 @@ from haiku_mqa.training import (
     init_train_state,
     make_train_step,
 )
+from haiku_mqa.training.step import TrainStep
 
 StageName = Literal["train", "prefill", "decode"]
-_FEW = 2  # layers of the smaller of two programs
+_FEW = 2  # patterns of layers in the smaller of two programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ def compiled_work(
     context: int,
     cache_split: CacheSplit = "auto",
     optimizer: OptimizerConfig | None = None,
+    all_layers: bool = True,
 ) -> Work:
     """Returns what a stage needs, without running it.
 
@@ -80,6 +84,8 @@ def compiled_work(
       context: T or S, tokens.
       cache_split: What of a cache goes over ``tensor``.
       optimizer: Of training; AdamW if ``None``.
+      all_layers: Whether training, whose layers are one loop, is compiled with all of
+        them; else it is continued, as the other stages are: sooner, less exactly.
 
     Returns:
       Its needs, of which those between arguments are the compiler's for this backend.
@@ -102,14 +108,17 @@ def compiled_work(
         model = shard(layers, mesh, cache_split=cache_split)
         return _of_model(model, stage, batch, context, optimizer or OptimizerConfig())
 
-    if config.num_layers <= _FEW + 1:
+    period = config.layer_period
+    few = _FEW * period
+    is_whole = stage == "train" and all_layers and _is_loop(config)
+    if is_whole or config.num_layers <= few + period:
         return of_first(config.num_layers)
-    more = config.num_layers - _FEW
-    return _continued(of_first(_FEW), of_first(_FEW + 1), more)
+    more = (config.num_layers - few) / period
+    return _continued(of_first(few), of_first(few + period), more)
 
 
-def _continued(first: Work, last: Work, more: int) -> Work:
-    """Returns what more layers need than the first program has, from one that has one.
+def _continued(first: Work, last: Work, more: float) -> Work:
+    """Returns what more patterns of layers need, from a program with one more.
 
     All of it is a sum over layers. That the most that is held at a time is one, too,
     is so where the same moment of the program needs most, whatever its length.
@@ -138,7 +147,9 @@ def _of_model(
     context: int,
     optimizer: OptimizerConfig,
 ) -> Work:
-    compiled = lowered(model, stage, batch, context, optimizer).compile()
+    compiled = lowered(model, stage, batch, context, optimizer).compile(
+        COMPILER_OPTIONS
+    )
     memory = compiled.memory_analysis()
     return Work(
         memory.argument_size_in_bytes,
@@ -180,9 +191,32 @@ def _train(
     )
     tokens: Any = jax.ShapeDtypeStruct((batch, context), jnp.int32)
     rows = _placed(Batch(tokens, tokens, mask=None), model.layout.batch)
-    dtype = model.config.dtype
-    step = make_train_step(model, optimizer, compute_dtype=dtype, remat=True)
+    step = planned_step(model, optimizer)
     return jax.jit(step, donate_argnums=0).lower(state, rows, None)
+
+
+def planned_step(model: ShardedModel, optimizer: OptimizerConfig) -> TrainStep:
+    """Returns the step of training that is planned: blocks are computed again.
+
+    Where layers repeat they are one loop, whose body is computed again when it is
+    needed and not before: of what stands in no loop, XLA for a CPU computes everything
+    as early as it can, and holds it.
+
+    Args:
+      model: Over its mesh.
+      optimizer: What moves its parameters.
+    """
+    return make_train_step(
+        model,
+        optimizer,
+        compute_dtype=model.config.dtype,
+        remat=True,
+        scan_layers=_is_loop(model.config),
+    )
+
+
+def _is_loop(config: DecoderConfig) -> bool:
+    return 2 * config.layer_period <= config.num_layers
 
 
 def _prefill(model: ShardedModel, batch: int, context: int, _: Any) -> Any:

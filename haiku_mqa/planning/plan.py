@@ -132,6 +132,7 @@ def make_plan(
     context: int,
     stages: tuple[StageName, ...] = STAGES,
     cache_split: CacheSplit = "auto",
+    all_layers: bool = True,
 ) -> Plan:
     """Returns what a decoder on a mesh would take, from shapes and compiled programs.
 
@@ -144,6 +145,7 @@ def make_plan(
       context: Tokens of each row.
       stages: Which to plan for.
       cache_split: What of a cache goes over ``tensor``.
+      all_layers: As ``compiled_work`` takes it.
 
     Returns:
       The plan.
@@ -164,7 +166,13 @@ def make_plan(
     made = []
     for name in stages:
         work = compiled_work(
-            config, mesh, name, batch=batch, context=context, cache_split=cache_split
+            config,
+            mesh,
+            name,
+            batch=batch,
+            context=context,
+            cache_split=cache_split,
+            all_layers=all_layers,
         )
         made.append(_stage(name, config, mesh, device, kept, work, batch, context))
     room = device.memory - kept.params
@@ -232,29 +240,31 @@ def least_seconds(
     length = 1 if name == "decode" else context
     # Causal: a token sees half of its row on average, a new one all of it.
     seen = context if name == "decode" else context / 2
-    products = operations(config, seen) * batch * length
-    if name == "train":
-        # Masters and moments are read and written; products count twice more backward.
-        products, traffic = 3 * products, 2 * kept.training
-    else:
-        traffic = kept.params + kept.cache
+    products = operations(config, seen, is_training=name == "train") * batch * length
+    # Masters and moments are read and written.
+    traffic = 2 * kept.training if name == "train" else kept.params + kept.cache
     return products / devices / device.compute, traffic / device.bandwidth
 
 
-def operations(config: DecoderConfig, seen: float) -> float:
+def operations(
+    config: DecoderConfig, seen: float, *, is_training: bool = False
+) -> float:
     """Returns the operations of products for one token.
 
     Args:
       config: Of the decoder.
       seen: How many tokens it attends to.
+      is_training: Whether gradients are computed too: as many again for what a product
+        is given, as many for its matrix, and blocks once more for what was not kept.
 
     Returns:
       Two for each number of a matrix, and for each product of attention.
 
     Example:
-      >>> operations(DecoderConfig(vocab_size=8, num_layers=1, num_heads=2, d_model=4,
-      ...     d_ff=8), 0.0)
-      352.0
+      >>> config = DecoderConfig(
+      ...     vocab_size=8, num_layers=1, num_heads=2, d_model=4, d_ff=8)
+      >>> operations(config, 0.0), operations(config, 0.0, is_training=True)
+      (352.0, 1344.0)
     """
     d, heads = config.d_model, config.num_heads
     attention = d * (config.key_size * (heads + config.num_kv_heads))
@@ -262,4 +272,5 @@ def operations(config: DecoderConfig, seen: float) -> float:
     feed_forward = d * config.d_ff * (3 if config.gated else 2)
     looks = heads * (config.key_size + config.value_size) * seen
     layers = config.num_layers * (attention + feed_forward + looks)
-    return 2.0 * (layers + d * config.vocab_size)
+    again, once = (4, 3) if is_training else (1, 1)
+    return 2.0 * (again * layers + once * d * config.vocab_size)

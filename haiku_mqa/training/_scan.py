@@ -46,18 +46,13 @@ def repeating_layers(config: DecoderConfig) -> tuple[int, int]:
       ...     DecoderConfig(num_layers=5, sliding_window=windows, **sizes))
       (2, 2)
     """
-    kinds, layers = config.layer_kinds, config.num_layers
-    period = next(
-        size
-        for size in range(1, layers + 1)
-        if all(kinds[i] == kinds[i % size] for i in range(layers))
-    )
+    period, layers = config.layer_period, config.num_layers
     times = layers // period
     if times == 1 < layers:
         raise ValueError(
             "scan_layers needs layers that repeat: the pattern of sliding_window, "
             "rope_theta and rope_scaling must occur at least twice in "
-            f"num_layers = {layers} layers, got {kinds}"
+            f"num_layers = {layers} layers, got {config.layer_kinds}"
         )
     return period, times
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from haiku_mqa._compiling import COMPILER_OPTIONS
 from haiku_mqa.model import Model, Params
 from haiku_mqa.sharding import ShardedModel, processes
 from haiku_mqa.training.data import Batch
@@ -96,7 +97,8 @@ def make_programs(model: Model, config: RunConfig) -> Programs:
 
     options.pop("remat")  # nothing is kept for a backward pass that is not run
     loss = make_loss(model, **options)
-    compiled = jax.jit(step, donate_argnums=0)
+    in_order = COMPILER_OPTIONS if config.remat else None
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=in_order)
     summed = jax.jit(lambda params, batch: loss(params, batch, None))
     if not isinstance(model, ShardedModel):
         return Programs(
