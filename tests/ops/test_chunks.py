@@ -116,7 +116,9 @@ def test_memory_grows_with_the_length_of_a_text_and_not_with_its_square():
             return multi_query_attention(query, key, value, mask).sum()
 
         gradient = jax.jit(jax.grad(attended, argnums=(0, 1, 2)))
-        return gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+        memory = gradient.lower(*arrays).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     logits = 4 * 16 * LONG**2
     assert held(LONG) < logits
