@@ -18,6 +18,7 @@ pytest_terminal_summary = tables.pytest_terminal_summary
 # Files that take longest, longest first: workers that begin with them end together,
 # where one that began them last would be left to run on alone.
 LONGEST = (
+    "tests/test_pages.py",
     "tests/test_readme.py",
     "tests/laws/test_decoder_laws.py",
     "tests/test_doctests.py",
@@ -77,7 +78,12 @@ def forget_compiled_programs():
 @pytest.fixture(scope="session")
 def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where runs keep what they compile, in this process and in others."""
-    return tmp_path_factory.mktemp("compiled")
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # what all workers share
+    folder = base / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,12 @@ from pathlib import Path
 
 from tests.readme_commands import ADDRESS, REPOSITORY, run, server_address
 
+README = REPOSITORY / "README.md"
+PAGES = [
+    README,
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "docs/api").glob("*.md")),
+]
 ANYTHING = "..."  # in a shown output: whatever stands there
 
 _FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<kind>.*)")
@@ -69,6 +75,16 @@ def blocks(page: Path) -> list[Block]:
             after = len(found) - 1
         at = end + 1
     return found
+
+
+def blocks_to_run() -> list[Block]:
+    """Returns the blocks of all pages, each once.
+
+    Pages repeat what a reader types first; to run it once shows as much.
+    """
+    found = [block for page in PAGES for block in blocks(page)]
+    said = {(block.kind, block.text, block.shown): block for block in reversed(found)}
+    return [block for block in found if block in said.values()]
 
 
 def _closing(lines: list[str], opening: int, fence: str) -> int:

@@ -1,4 +1,4 @@
-"""The README and the pages of docs/: all that they show is run, or held to the code."""
+"""The README: all that it shows is run, or held to the code; and what runs it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pytest
 
 from haiku_mqa import zoo
 from haiku_mqa.testing import ATTENTION_LAWS, DECODER_LAWS
-from tests.readme_blocks import Block, blocks, check, check_output
-from tests.readme_commands import REPOSITORY, SHORTENED, run
-
-README = REPOSITORY / "README.md"
-PAGES = [
+from tests.readme_blocks import (
+    PAGES,
     README,
-    *sorted((REPOSITORY / "docs").glob("*.md")),
-    *sorted((REPOSITORY / "docs/api").glob("*.md")),
-]
+    Block,
+    blocks,
+    blocks_to_run,
+    check,
+    check_output,
+)
+from tests.readme_commands import SHORTENED, run
+
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 QUICKSTART = 25  # lines
 
@@ -32,19 +34,15 @@ TESTS = (
 LAWS = {"decoder": DECODER_LAWS, "attention": ATTENTION_LAWS}
 
 
-def _each_once(found: list[Block]) -> list[Block]:
-    said = {(block.kind, block.text, block.shown): block for block in reversed(found)}
-    return [block for block in found if block in said.values()]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(compiled_once):
     """Has a block find the programs that blocks before it compiled."""
 
 
-# Pages repeat what a reader types first; to run it once shows as much.
-@pytest.mark.parametrize("block", _each_once(BLOCKS), ids=str)
-def test_block_does_what_the_page_says(block, tmp_path):
+@pytest.mark.parametrize(
+    "block", [block for block in blocks_to_run() if block.page == README], ids=str
+)
+def test_block_does_what_the_readme_says(block, tmp_path):
     check(block, tmp_path)
 
 

@@ -211,17 +211,33 @@ def test_data_parallel_training_sends_each_gradient_once():
     )
 
 
-@pytest.mark.parametrize("stage", ["train", "decode"])
-def test_more_layers_need_what_two_and_three_tell(stage):
+@pytest.mark.parametrize(
+    ("stage", "windows"), [("train", None), ("decode", (4, None) * 3 + (4,))]
+)
+def test_more_layers_need_what_few_tell(stage, windows):
     mesh = "data=2,fsdp=2,tensor=2"
-    config = dataclasses.replace(SMALL, num_layers=5)
-    found = compiled_work(config, mesh, stage, batch=8, context=16)
+    config = dataclasses.replace(SMALL, num_layers=7, sliding_window=windows)
+    found = compiled_work(config, mesh, stage, batch=8, context=16, all_layers=False)
     model = shard(hm.build(config), mesh)
     whole = _of_model(model, stage, 8, 16, OptimizerConfig())
     assert found.arguments == pytest.approx(whole.arguments, rel=0.01)
     assert found.traffic.total == pytest.approx(whole.traffic.total, rel=0.05)
     assert found.temporaries == pytest.approx(whole.temporaries, rel=0.05)
     assert found.held == pytest.approx(whole.held, rel=0.05)
+
+
+def test_training_keeps_of_each_layer_what_it_is_given_and_not_what_it_computes():
+    rows, tokens = 8, 128
+
+    def temporaries(num_layers):
+        config = dataclasses.replace(
+            SMALL, num_layers=num_layers, d_ff=512, max_length=tokens
+        )
+        work = compiled_work(config, "data=1", "train", batch=rows, context=tokens)
+        return work.temporaries
+
+    hidden = rows * tokens * 512 * 4  # bytes, of which a gated layer computes several
+    assert temporaries(6) - temporaries(4) < 2 * hidden
 
 
 def test_what_is_held_is_what_the_program_of_a_step_needs():
