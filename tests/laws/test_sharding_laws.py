@@ -18,11 +18,9 @@ from haiku_mqa.training.loss import Loss
 _by_positions = step._by_positions
 
 MESHES = (
-    "data=8",
     "fsdp=8",
     "tensor=8",
     "data=2,tensor=4",
-    "fsdp=4,tensor=2",
     "data=2,fsdp=2,tensor=2",
 )
 KINDS = {  # key/value heads, tied or not
