@@ -143,7 +143,8 @@ def check_sharding(
       >>> from haiku_mqa.sharding import shard
       >>> model = build(DecoderConfig(
       ...     vocab_size=16, num_layers=1, num_heads=2, d_model=8, d_ff=16))
-      >>> check_sharding(shard(model, "data=1"), examples=1).passed
+      >>> check_sharding(
+      ...     shard(model, "data=1"), laws=("drawn", "logits"), examples=1).passed
       True
     """
     subject = ShardedSubject(model, params)
