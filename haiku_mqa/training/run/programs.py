@@ -97,8 +97,10 @@ def make_programs(model: Model, config: RunConfig) -> Programs:
 
     options.pop("remat")  # nothing is kept for a backward pass that is not run
     loss = make_loss(model, **options)
-    in_order = COMPILER_OPTIONS if config.remat else None
-    compiled = jax.jit(step, donate_argnums=0, compiler_options=in_order)
+    # Who would rather compute again than hold things wants them in the order of least
+    # memory, too: so a plan has it.
+    compiler_options = COMPILER_OPTIONS if config.remat else None
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
     summed = jax.jit(lambda params, batch: loss(params, batch, None))
     if not isinstance(model, ShardedModel):
         return Programs(
