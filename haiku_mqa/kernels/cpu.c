@@ -22,6 +22,10 @@
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+enum { kLine = 64 };  // bytes, of a cache
+
+static size_t aligned_size(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
 // --- XLA's call ------------------------------------------------------------------------
 
 static const XLA_FFI_Buffer *argument(const XLA_FFI_CallFrame *call, int64_t i) {
@@ -56,23 +60,35 @@ static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, const char *message)
 // Does one part of a job; no two at once have the same worker, 0 up to their number.
 typedef void Part(const void *job, int64_t part, int64_t worker);
 
+// The parts that a worker begins with. They lie next to each other, so that each worker
+// reads memory in one line, as the processor's own fetching ahead wants it.
 typedef struct {
-  atomic_llong next, done, holders, workers;
-  int64_t parts;
+  _Alignas(kLine) atomic_llong next;
+  int64_t end;
+} Share;
+
+typedef struct {
+  atomic_llong done, holders, workers;
+  int64_t parts, shares;
   Part *run;
   const void *job;
+  Share share[];
 } Shared;
 
 static void release(Shared *shared) {
   if (atomic_fetch_sub(&shared->holders, 1) == 1) free(shared);
 }
 
+// Does the worker's own share, and then what is left of the others'.
 static void take_parts(Shared *shared) {
   int64_t worker = atomic_fetch_add(&shared->workers, 1), part;
-  while ((part = atomic_fetch_add_explicit(&shared->next, 1, memory_order_relaxed)) <
-         shared->parts) {
-    shared->run(shared->job, part, worker);
-    atomic_fetch_add_explicit(&shared->done, 1, memory_order_release);
+  for (int64_t i = 0; i < shared->shares; ++i) {
+    Share *share = &shared->share[(worker + i) % shared->shares];
+    while ((part = atomic_fetch_add_explicit(&share->next, 1, memory_order_relaxed)) <
+           share->end) {
+      shared->run(shared->job, part, worker);
+      atomic_fetch_add_explicit(&shared->done, 1, memory_order_release);
+    }
   }
 }
 
@@ -106,13 +122,17 @@ static int64_t count_workers(const XLA_FFI_CallFrame *call) {
 static void run_parts(const XLA_FFI_CallFrame *call, int64_t workers, int64_t parts,
                       Part *run, const void *job) {
   int64_t helpers = smaller(workers, parts) - 1;
-  Shared *shared = helpers > 0 ? malloc(sizeof(Shared)) : NULL;
+  size_t bytes = sizeof(Shared) + (helpers + 1) * sizeof(Share);
+  Shared *shared = helpers > 0 ? aligned_alloc(kLine, aligned_size(bytes)) : NULL;
   if (shared == NULL) {
     for (int64_t part = 0; part < parts; ++part) run(job, part, 0);
     return;
   }
-  *shared = (Shared){.parts = parts, .run = run, .job = job};
-  atomic_init(&shared->next, 0);
+  *shared = (Shared){.parts = parts, .shares = helpers + 1, .run = run, .job = job};
+  for (int64_t i = 0; i <= helpers; ++i) {
+    atomic_init(&shared->share[i].next, parts * i / (helpers + 1));
+    shared->share[i].end = parts * (i + 1) / (helpers + 1);
+  }
   atomic_init(&shared->done, 0);
   atomic_init(&shared->workers, 0);
   atomic_init(&shared->holders, helpers + 1);
@@ -161,15 +181,13 @@ enum {
 // --- Products with int8 matrices -------------------------------------------------------
 
 enum {
-  kLine = 64,          // bytes, of a cache
   kTile = 4,           // rows of x and of a matrix whose products are made together
-  kMatrixRows = 128,   // of a part
-  kRows = 64,          // of x, of a part
+  kMatrixRows = 64,    // of a part
+  kAhead = 2304,       // bytes of a matrix, from what is read to what is asked for
+  kRows = 32,          // of x, of a part
   kLongestSum = 1024,  // products whose sum fits int32: 1024 * 127 * 16383 < 2^31
 };
 static const float kLargest = 16383.0f;
-
-static size_t aligned_size(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 typedef struct {
   const int8_t *values;  // [out, in]
@@ -316,6 +334,21 @@ static void write_tile(const Product *p, const Matrix *m, int64_t row, int64_t r
           sums[r * kTile + c] * p->units[row + r] * m->scales[out + c];
 }
 
+// Writes y[.., out] for so few rows that reading the matrix takes longer than the sums.
+// Each of its rows is read whole before the next: one line through memory, not four.
+static void write_column(const Product *p, const Matrix *m, int64_t out) {
+  const int8_t *w = m->values + out * p->in;
+  for (int64_t i = 0; i < p->in; i += kLine)
+    __builtin_prefetch(w + kAhead + i, 0, 0);
+  for (int64_t row = 0; row < p->rows; ++row) {
+    const int16_t *x = p->halves + row * p->in;
+    float sum = 0;
+    for (int64_t i = 0; i < p->in; i += kLongestSum)
+      sum += (float)sum_one(x + i, w + i, smaller(kLongestSum, p->in - i));
+    m->y[row * m->out + out] = sum * p->units[row] * m->scales[out];
+  }
+}
+
 static void multiply_part(const void *job, int64_t part, int64_t worker) {
   (void)worker;
   const Product *p = job;
@@ -326,6 +359,10 @@ static void multiply_part(const void *job, int64_t part, int64_t worker) {
   while (m + 1 < p->matrices + p->count && matrix_part >= m[1].first_part) ++m;
   int64_t out = (matrix_part - m->first_part) * kMatrixRows;
   int64_t last_out = smaller(m->out, out + kMatrixRows);
+  if (p->rows < kTile) {
+    for (; out < last_out; ++out) write_column(p, m, out);
+    return;
+  }
   for (; out < last_out; out += kTile) {
     // What is read once should come early, and leave no trace in the caches; what is
     // read again for other rows of x should stay.
