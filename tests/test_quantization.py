@@ -105,9 +105,29 @@ def test_tied_embedding_has_a_scale_for_each_token():
     assert (table.axis, table.scales.shape) == (0, (64,))
 
 
-def test_weights_take_a_quarter_of_the_bytes(shipped):
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_keys_and_values_that_heads_share_have_a_second_byte(num_kv_heads):
+    model = _model(num_kv_heads=num_kv_heads)
+    small = quantize_params(model, drawn_params(model))
+    finer = {
+        module.rpartition("/")[2]
+        for module, leaves in small.items()
+        for leaf in leaves.values()
+        if isinstance(leaf, QuantizedMatrix) and leaf.rest is not None
+    }
+    assert finer == ({"key", "value"} if num_kv_heads < 4 else set())
+
+
+def test_weights_take_a_byte_a_number_and_two_for_shared_keys_and_values(shipped):
     small = quantize_params(shipped.model, shipped.params)
-    assert num_bytes(small) < 0.26 * num_bytes(shipped.params)
+    shared = sum(
+        leaf.nbytes
+        for module, leaves in shipped.params.items()
+        for leaf in leaves.values()
+        if module.endswith(("/key", "/value"))
+    )
+    quarter = (num_bytes(shipped.params) + shared) / 4
+    assert quarter < num_bytes(small) < 1.02 * quarter  # with scales and norms
     assert is_quantized(small)
     assert not is_quantized(shipped.params)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from haiku_mqa.ops.quantized import QuantizedMatrix
+from haiku_mqa.ops.quantized import QuantizedMatrix, dequantize
 
 
 class Embed(hk.Module):
@@ -58,12 +60,9 @@ class Embed(hk.Module):
         Returns:
           ``[..., D]``.
         """
-        table = self.table
-        if isinstance(table, QuantizedMatrix):
-            vectors = jnp.take(table.values, ids, axis=0, mode="clip")
-            scales = jnp.take(table.scales, ids, axis=0, mode="clip")[..., None]
-            vectors = (vectors.astype(scales.dtype) * scales).astype(dtype)
-        else:
-            vectors = jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+        take = functools.partial(jnp.take, indices=ids, axis=0, mode="clip")
+        vectors = jax.tree.map(take, self.table)
+        if isinstance(vectors, QuantizedMatrix):
+            vectors = dequantize(vectors)
         in_range = (ids >= 0) & (ids < self.size)
-        return jnp.where(in_range[..., None], vectors, jnp.nan)
+        return jnp.where(in_range[..., None], vectors.astype(dtype), jnp.nan)

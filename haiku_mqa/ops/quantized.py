@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +36,7 @@ class QuantizedMatrix:
       scales: float32, one for each row of ``values``.
       axis: Of the matrix, the one that is scaled: 1 where it is ``[in, out]``, 0
         where it is a table of vectors.
+      rest: What rounding left over, in a second byte; ``None`` where one is all.
 
     Example:
       >>> matrix = quantize(jnp.array([[1.0, -4.0], [0.5, 2.0]]), axis=1)
@@ -43,6 +47,13 @@ class QuantizedMatrix:
     values: jax.Array
     scales: jax.Array
     axis: int = dataclasses.field(metadata={"static": True})
+    rest: QuantizedMatrix | None = None
+
+    @property
+    def parts(self) -> tuple[QuantizedMatrix, ...]:
+        """The matrices of one byte a number that are its sum."""
+        first = dataclasses.replace(self, rest=None)
+        return (first,) if self.rest is None else (first, *self.rest.parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,10 +68,10 @@ class QuantizedMatrix:
     @property
     def nbytes(self) -> int:
         """What it takes, in bytes."""
-        return self.values.nbytes + self.scales.nbytes
+        return sum(part.values.nbytes + part.scales.nbytes for part in self.parts)
 
 
-def quantize(matrix: jax.Array, *, axis: int) -> QuantizedMatrix:
+def quantize(matrix: jax.Array, *, axis: int, parts: int = 1) -> QuantizedMatrix:
     """Returns a matrix in int8, with a scale for each place along an axis.
 
     A scale is the 127th part of the largest number there, so none is cut off
@@ -69,30 +80,39 @@ def quantize(matrix: jax.Array, *, axis: int) -> QuantizedMatrix:
     Args:
       matrix: Of two axes and of any floating point.
       axis: Which one is scaled.
+      parts: How many bytes a number takes; each rounds what those before left over.
 
     Returns:
-      The quantized matrix; no number is off by more than half of its scale.
+      The quantized matrix; no number is off by more than half of its last part's
+      scale, and that is the 254th part of the one before.
 
     Example:
       >>> quantize(jnp.zeros((2, 3)), axis=1).scales.tolist()  # nothing to scale
       [1.0, 1.0, 1.0]
     """
-    rows = matrix.astype(jnp.float32)
-    values, scales = _rounded(rows if axis == 0 else rows.T)
-    return QuantizedMatrix(values, scales[:, 0], axis)
+    wide = matrix.astype(jnp.float32)
+    values, scales = _rounded(wide if axis == 0 else wide.T)
+    first = QuantizedMatrix(values, scales[:, 0], axis)
+    if parts == 1:
+        return first
+    rest = quantize(wide - dequantize(first), axis=axis, parts=parts - 1)
+    return dataclasses.replace(first, rest=rest)
 
 
 def dequantize(matrix: QuantizedMatrix) -> jax.Array:
     """Returns the matrix that a quantized one stands for, in float32.
 
     Args:
-      matrix: Quantized.
+      matrix: Quantized; or some rows of a table, ``[..., D]``.
 
     Example:
       >>> dequantize(quantize(jnp.array([[127.0, -1.0]]), axis=0)).tolist()
       [[127.0, -1.0]]
     """
-    wide = matrix.values.astype(jnp.float32) * matrix.scales[:, None]
+    wide = _sum(
+        part.values.astype(jnp.float32) * part.scales[..., None]
+        for part in matrix.parts
+    )
     return wide if matrix.axis == 0 else wide.T
 
 
@@ -113,9 +133,10 @@ def quantized_dots(
       >>> [y.tolist() for y in quantized_dots(x, [eye, eye])]
       [[[1.0, 1.0]], [[1.0, 1.0]]]
     """
-    if _kernel_fits(x):
-        return _kernel_dots(x, matrices)
-    return [quantized_dot(x, matrix) for matrix in matrices]
+    parts = [part for matrix in matrices for part in matrix.parts]
+    fits = _kernel_fits(x)
+    products = iter(_kernel_dots(x, parts) if fits else [_dot(x, p) for p in parts])
+    return [_sum(itertools.islice(products, len(m.parts))) for m in matrices]
 
 
 def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
@@ -143,8 +164,15 @@ def quantized_dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
       >>> quantized_dot(jnp.array([[1.0, 2.0, 4.0]]), matrix).round().tolist()
       [[1.0, 2.0, 4.0]]
     """
-    if _kernel_fits(x):
-        return _kernel_dots(x, [matrix])[0]
+    return quantized_dots(x, [matrix])[0]
+
+
+def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, arrays)
+
+
+def _dot(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
+    """Returns the product with one part of a matrix, as XLA makes it."""
     wide = wide_dtype(x.dtype)
     x = x.astype(wide)
     if x.shape[0] == 1:

@@ -96,7 +96,10 @@ class Layout:
             return self.on(*spec)
         scaled, other = spec[leaf.axis], spec[1 - leaf.axis]
         return dataclasses.replace(
-            leaf, values=self.on(scaled, other), scales=self.on(scaled)
+            leaf,
+            values=self.on(scaled, other),
+            scales=self.on(scaled),
+            rest=None if leaf.rest is None else self._of(module, name, leaf.rest),
         )
 
     # --- Rows ---------------------------------------------------------------------

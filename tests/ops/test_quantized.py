@@ -43,6 +43,20 @@ def test_no_number_is_off_by_more_than_half_of_its_scale(seed, shape, axis, scal
 
 
 @given(seeds, st.sampled_from([0, 1]))
+def test_second_byte_is_as_fine_as_254_steps_of_the_first(seed, axis):
+    matrix = _drawn(seed, 7, 9)
+    small = quantize(matrix, axis=axis, parts=2)
+    first, second = small.parts
+    assert small.nbytes == first.nbytes + second.nbytes == 2 * first.nbytes
+    assert small.shape == second.shape == matrix.shape
+    assert (second.scales <= 1.0001 * first.scales / 254).all()
+    off = jnp.abs(dequantize(small) - matrix)
+    scales = second.scales if axis == 1 else second.scales[:, None]
+    rounding = 2 * jnp.finfo(jnp.float32).eps * jnp.abs(matrix)
+    assert (off <= 0.5001 * scales + rounding).all()
+
+
+@given(seeds, st.sampled_from([0, 1]))
 def test_largest_number_of_each_scale_is_kept(seed, axis):
     matrix = _drawn(seed, 5, 4)
     small = quantize(matrix, axis=axis)
@@ -104,10 +118,11 @@ def test_many_rows_are_multiplied_in_what_the_processor_is_fast_at(rows, process
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 16, 191, 192, 300])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_product_is_that_of_the_matrix_it_stands_for(rows, axis):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_product_is_that_of_the_matrix_it_stands_for(rows, axis, parts):
     x = _drawn(rows, rows, 40, scale=3.0)
     matrix = _drawn(7, *((40, 24) if axis == 1 else (24, 40)))
-    small = quantize(matrix, axis=axis)
+    small = quantize(matrix, axis=axis, parts=parts)
     wide = dequantize(small) if axis == 1 else dequantize(small).T
     expected = np.asarray(x, np.float64) @ np.asarray(wide, np.float64)
     got = jax.jit(quantized_dot)(x, small)
