@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from haiku_mqa import kernels
+from haiku_mqa._arguments import whole_number
 from haiku_mqa._processor import multiplies_bfloat16
 from haiku_mqa.ops.numerics import wide_dtype
 
@@ -86,10 +87,14 @@ def quantize(matrix: jax.Array, *, axis: int, parts: int = 1) -> QuantizedMatrix
       The quantized matrix; no number is off by more than half of its last part's
       scale, and that is the 254th part of the one before.
 
+    Raises:
+      ValueError: ``parts`` is not a whole number of at least one.
+
     Example:
       >>> quantize(jnp.zeros((2, 3)), axis=1).scales.tolist()  # nothing to scale
       [1.0, 1.0, 1.0]
     """
+    parts = whole_number("parts", parts)
     wide = matrix.astype(jnp.float32)
     values, scales = _rounded(wide if axis == 0 else wide.T)
     first = QuantizedMatrix(values, scales[:, 0], axis)

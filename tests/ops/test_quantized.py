@@ -56,6 +56,12 @@ def test_second_byte_is_as_fine_as_254_steps_of_the_first(seed, axis):
     assert (off <= 0.5001 * scales + rounding).all()
 
 
+@pytest.mark.parametrize("parts", [0, -1, 1.5])
+def test_matrix_has_at_least_one_byte_a_number(parts):
+    with pytest.raises(ValueError, match=f"parts must be .*got {parts}"):
+        quantize(jnp.eye(2), axis=1, parts=parts)
+
+
 @given(seeds, st.sampled_from([0, 1]))
 def test_largest_number_of_each_scale_is_kept(seed, axis):
     matrix = _drawn(seed, 5, 4)
