@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 
 from haiku_mqa.errors import PluginError
 from haiku_mqa.model import Model
+from haiku_mqa.quantization import quantize_params
 from haiku_mqa.zoo import ModelSpec
 
-_WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
+_WEIGHT_DTYPES = ("float32", "bfloat16")
 _CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 
@@ -50,20 +52,30 @@ def parameters(spec: ModelSpec | Model) -> dict[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
-def weight_bytes(count: int) -> dict[str, int]:
-    """Returns how many bytes so many weights take, by dtype.
+def weight_bytes(spec: ModelSpec | Model) -> dict[str, int]:
+    """Returns how many bytes a model's weights take, by dtype.
 
     Args:
-      count: How many weights.
+      spec: The model; its ``init`` is traced, not run.
 
     Returns:
-      dtype to bytes. An int8 weight takes one; its channel's scale is not counted.
+      dtype to bytes; only models of this package's parts tell of int8, what stays
+      wider included.
+
+    Raises:
+      PluginError: ``init`` failed.
 
     Example:
-      >>> weight_bytes(1000)
-      {'float32': 4000, 'bfloat16': 2000, 'int8': 1000}
+      >>> from haiku_mqa.zoo.entries import mqa_decoder
+      >>> weight_bytes(mqa_decoder())
+      {'float32': 1090432, 'bfloat16': 545216, 'int8': 304256}
     """
-    return {dtype: count * jnp.dtype(dtype).itemsize for dtype in _WEIGHT_DTYPES}
+    count = parameters(spec)["total"]
+    found = {dtype: count * jnp.dtype(dtype).itemsize for dtype in _WEIGHT_DTYPES}
+    if model := _own(spec):
+        quantize = functools.partial(quantize_params, model)
+        found["int8"] = _bytes(jax.eval_shape(quantize, model.param_shapes))
+    return found
 
 
 def cache_bytes(spec: ModelSpec | Model) -> dict[str, dict[str, int]]:
@@ -87,21 +99,17 @@ def cache_bytes(spec: ModelSpec | Model) -> dict[str, dict[str, int]]:
       {'per_token': {'float32': 392, 'bfloat16': 200, 'int8': 152}}
     """
     # What another's cache can be asked for beside a dtype is not known.
-    ours = isinstance(getattr(spec.init_cache, "__self__", None), Model)
+    ours = _own(spec)
     dtypes = _CACHE_DTYPES if ours else _CACHE_DTYPES[:2]
     # From one token of room beyond the widest window on, growth is even.
-    windows = [w for w in spec.config.windows if w] if ours else []
+    windows = [w for w in ours.config.windows if w] if ours else []
     beyond = max(windows, default=0) + 1
 
     def bytes_of(length: int, dtype: str, **form: bool) -> int:
         def make() -> Any:
             return spec.init_cache(1, length, dtype=jnp.dtype(dtype), **form)
 
-        tree = _shapes_of(spec, "init_cache", make)
-        return sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
+        return _bytes(_shapes_of(spec, "init_cache", make))
 
     def growth(dtype: str, **form: bool) -> int:
         longer = bytes_of(beyond + 1, dtype, **form)
@@ -118,6 +126,18 @@ def cache_bytes(spec: ModelSpec | Model) -> dict[str, dict[str, int]]:
             for dtype in dtypes
         }
     return found
+
+
+def _own(spec: ModelSpec | Model) -> Model | None:
+    """Returns the model, where it is made of this package's parts."""
+    model = getattr(spec.init_cache, "__self__", None)
+    return model if isinstance(model, Model) else None
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _shapes_of(

@@ -73,7 +73,7 @@ def _card(name: str) -> dict[str, Any]:
         "description": about.description,
         **_stored_as(name),
         "parameters": parameters,
-        "weight_bytes": _cost.weight_bytes(parameters["total"]),
+        "weight_bytes": _cost.weight_bytes(spec),
         "cache_bytes": _cost.cache_bytes(spec),
         "license": about.license,
         "source": about.source,

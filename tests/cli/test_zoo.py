@@ -107,6 +107,10 @@ def test_info_tells_the_cost_of_a_model_that_was_never_fetched(run, no_weights):
     assert parts["feed_forward"] == 30 * 3 * 576 * 1536
     assert parts["norms"] == 61 * 576
     assert card["weight_bytes"]["bfloat16"] == 2 * 134_515_008
+    # A byte a number, a second one for keys and values; norms and scales are float32.
+    scales = 49_152 + 30 * (576 + 2 * 2 * 192 + 576 + 2 * 1536 + 576)
+    wide = 3 * parts["norms"] + 4 * scales
+    assert card["weight_bytes"]["int8"] == 134_515_008 + 30 * 2 * 576 * 192 + wide
     # Keys and values of 30 layers, and two numbers that tell where a token stands.
     numbers, scales = 30 * 2 * 3 * 64, 30 * 2 * 3
     assert card["cache_bytes"] == {
