@@ -181,6 +181,7 @@ def test_info_of_a_model_of_other_parts(run, plugin):
     plugin("other", OTHER)
     card = json.loads(run("zoo", "info", "other", "--json").out)
     assert card["parameters"]["other"] == card["parameters"]["total"] == 49
+    assert card["weight_bytes"] == {"float32": 4 * 49, "bfloat16": 2 * 49}
     assert card["cache_bytes"] == {"per_token": {"float32": 12, "bfloat16": 6}}
     assert card["config"]["vocab_size"] == 7
     assert "a bigram table" in run("zoo", "info", "other").out
